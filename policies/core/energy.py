@@ -1,5 +1,5 @@
-"""The energy books of one replica: every joule of the meter is given to a request, to idle, or named
-unattributed; nothing is lost and nothing is counted twice.
+"""The energy books of one replica: every joule of the meter is given to a request, to idle, or
+named unattributed; nothing is lost and nothing is counted twice.
 
 Words: a *step* is one engine iteration; a *window* is the time between two meter readings; the
 energy of a window that the replica would have drawn without work is *idle*, the rest is *active*.
@@ -20,7 +20,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 Joules = dict[str, float]  # device kind ("gpu", "cpu", "dram") → joules
-_FORGET_AFTER = 4096  # ids of settled requests kept, so that a late step cannot reopen their account
+_FORGET_AFTER = (
+    4096  # ids of settled requests kept, so that a late step cannot reopen their account
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +125,8 @@ class EnergyBooks:
     # ---- steps
 
     def begin_step(self, start_s: float, shares: tuple[StepShare, ...]) -> None:
-        """The engine starts a step. Steps may overlap (async scheduling): they are served in order."""
+        """The engine starts a step. Steps may overlap (async scheduling): they are served in
+        order."""
         self._steps.append(_Step(start_s=start_s, shares=shares))
 
     def end_step(self, end_s: float) -> None:
@@ -183,7 +186,9 @@ class EnergyBooks:
         self._window_start_s = now_s
         self._window_busy_s = self._orphan_s = 0.0
 
-    def _book(self, kind: str, total: float, idle_watts: float, duration: float, busy: float) -> None:
+    def _book(
+        self, kind: str, total: float, idle_watts: float, duration: float, busy: float
+    ) -> None:
         """Split one kind's window energy into idle, accounts and unattributed."""
         self.metered[kind] = self.metered.get(kind, 0.0) + total
         debt = min(self.prepaid.get(kind, 0.0), total)
@@ -207,16 +212,16 @@ class EnergyBooks:
             return
         per_s = active / seconds
         baseline_per_s = min(per_s, idle_watts)
-        given = 0.0
         for account in self._accounts.values():
-            for phase, phase_s in ((account.prefill, account.prefill_s), (account.decode, account.decode_s)):
-                part = per_s * phase_s
-                phase[kind] = phase.get(kind, 0.0) + part
-                given += part
+            for phase, phase_s in (
+                (account.prefill, account.prefill_s),
+                (account.decode, account.decode_s),
+            ):
+                phase[kind] = phase.get(kind, 0.0) + per_s * phase_s
             account.idle[kind] = account.idle.get(kind, 0.0) + baseline_per_s * (
                 account.prefill_s + account.decode_s
             )
-        self.unattributed[kind] = self.unattributed.get(kind, 0.0) + (active - given)
+        self.unattributed[kind] = self.unattributed.get(kind, 0.0) + per_s * self._orphan_s
 
     # ---- requests
 
@@ -235,7 +240,7 @@ class EnergyBooks:
         _add(total, account.decode)
         _add(self.settled, total)
         seconds = account.metered_s + account.unmetered_s
-        known = bool(total) or not seconds and bool(self.metered)
+        known = bool(total) or (not seconds and bool(self.metered))
         return RequestEnergy(
             joules=math.fsum(total.values()) if known else None,
             idle_joules=math.fsum(account.idle.values()) if known else None,
@@ -250,7 +255,10 @@ class EnergyBooks:
         if not seconds:
             return
         for kind, rate in self._rate.items():
-            for phase, phase_s in ((account.prefill, account.prefill_s), (account.decode, account.decode_s)):
+            for phase, phase_s in (
+                (account.prefill, account.prefill_s),
+                (account.decode, account.decode_s),
+            ):
                 phase[kind] = phase.get(kind, 0.0) + rate * phase_s
             account.idle[kind] = account.idle.get(kind, 0.0) + self._idle_rate[kind] * seconds
             self.prepaid[kind] = self.prepaid.get(kind, 0.0) + rate * seconds
@@ -271,7 +279,7 @@ class EnergyBooks:
         return total
 
     def residual_joules(self) -> Joules:
-        """metered - (settled + open + idle + unattributed - prepaid), by kind: zero but for
+        """Metered - (settled + open + idle + unattributed - prepaid), by kind: zero but for
         floating point. Exported live; a value that grows is a defect."""
         opened = self.open_joules()
         return {

@@ -1,20 +1,20 @@
 """The error tree. Every error that JouleServe raises on purpose is one of these.
 
-    EnergyServeError
-    ├── ConfigError        a setting is wrong: the message names file, key and allowed values
-    ├── MeterError         energy cannot be read
-    │   ├── MeterUnavailable   no such sensor on this host
-    │   ├── MeterPermission    the sensor is there, this process may not read it
-    │   └── MeterStale         the sensor stopped moving
-    ├── EngineError        the engine cannot do what was asked
-    │   ├── EngineDead
-    │   └── EngineOverloaded
-    ├── ActuationError     a knob could not be set
-    │   ├── ActuationRefused
-    │   └── ActuationTimeout
-    └── ModelError         a fitted model cannot answer
-        ├── NotFitted
-        └── OutOfRange
+EnergyServeError
+├── ConfigError        a setting is wrong: the message names file, key and allowed values
+├── MeterError         energy cannot be read
+│   ├── MeterUnavailable   no such sensor on this host
+│   ├── MeterPermission    the sensor is there, this process may not read it
+│   └── MeterStale         the sensor stopped moving
+├── EngineError        the engine cannot do what was asked
+│   ├── EngineDead
+│   └── EngineOverloaded
+├── ActuationError     a knob could not be set
+│   ├── ActuationRefused
+│   └── ActuationTimeout
+└── ModelError         a fitted model cannot answer
+    ├── NotFitted
+    └── OutOfRange
 """
 
 

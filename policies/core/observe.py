@@ -1,0 +1,139 @@
+"""From reports to what a decision needs: the present point, the load, what is fresh or late."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from policies.core.types import (
+    SLO,
+    Bounds,
+    ControlSettings,
+    ControlState,
+    Load,
+    Observation,
+    OperatingPoint,
+    ReplicaObservation,
+)
+
+CATCH_UP_S = 10.0  # a backlog is to be gone within this time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """An observation as a tick reads it.
+
+    `fresh`: reports that are not stale. `load` None: no arrivals (`traffic` False), or lengths that
+    are not known yet. `partial`: a running replica has no fresh report.
+    """
+
+    now_s: float
+    present: OperatingPoint
+    fresh: tuple[ReplicaObservation, ...]
+    load: Load | None
+    traffic: bool
+    partial: bool
+
+
+def observe(observation: Observation, state: ControlState, settings: ControlSettings) -> View:
+    """The view of an observation; lengths not measured now are those of the last decision."""
+    fresh = tuple(
+        one
+        for one in observation.replicas
+        if abs(observation.now_s - one.time_s) <= settings.stale_after_s
+    )
+    seen = replace(observation, replicas=fresh)
+    load = fleet_load(seen)
+    last = state.last_decision.load if state.last_decision is not None else None
+    rate_per_s = demand_per_s(fresh)
+    if load is None and rate_per_s > 0.0 and last is not None:
+        load = replace(last, arrival_rate_per_s=rate_per_s)
+    return View(
+        now_s=observation.now_s,
+        present=present_point(seen, settings.bounds),
+        fresh=fresh,
+        load=load,
+        traffic=rate_per_s > 0.0,
+        partial=len(fresh) < observation.observed_replicas,
+    )
+
+
+def present_point(observation: Observation, bounds: Bounds) -> OperatingPoint:
+    """The point in force: replicas as requested, the smallest cap and limit that replicas report.
+
+    Without a report: the full batch and the device's default limit. A limit that `bounds` does not
+    offer to set at all is the device's business: None.
+    """
+    caps = [one.max_num_active_seqs for one in observation.replicas if one.max_num_active_seqs]
+    limits = [
+        watts
+        for one in observation.replicas
+        if (watts := one.power_limit_watts) is not None and math.isfinite(watts) and watts > 0.0
+    ]
+    return OperatingPoint(
+        num_replicas=observation.requested_replicas,
+        max_num_active_seqs=min(
+            (cap for cap in caps if math.isfinite(cap) and cap > 0), default=bounds.max_num_seqs
+        ),
+        power_limit_watts=min(limits, default=None) if bounds.power_limits_watts else None,
+    )
+
+
+def fleet_load(observation: Observation) -> Load | None:
+    """What the fleet must serve: the demand in requests/s, and mean lengths weighted by rate.
+
+    Demand = sum of arrival rates + sum of waiting requests / 10 s. The rates already hold the
+    waiting requests as arrivals; what they do not hold is that a backlog must be served *on top* of
+    what keeps arriving, and 10 s is the time given to it. None when nothing arrives, or no replica
+    knows its lengths. A value that is no finite number >= 0 counts as not reported.
+    """
+    rate_per_s = demand_per_s(observation.replicas)
+    prompt_tokens = _weighted(
+        (one.arrival_rate_per_s, one.prompt_tokens) for one in observation.replicas
+    )
+    output_tokens = _weighted(
+        (one.arrival_rate_per_s, one.output_tokens) for one in observation.replicas
+    )
+    if rate_per_s <= 0.0 or prompt_tokens is None or output_tokens is None:
+        return None
+    return Load(
+        arrival_rate_per_s=rate_per_s,
+        prompt_tokens=prompt_tokens,
+        output_tokens=max(output_tokens, 1.0),
+    )
+
+
+def demand_per_s(replicas: Iterable[ReplicaObservation]) -> float:
+    """Requests/s that arrive, plus the backlog over the time it may take to clear."""
+    return math.fsum(
+        _count(one.arrival_rate_per_s) + _count(one.num_waiting) / CATCH_UP_S for one in replicas
+    )
+
+
+def misses(replicas: Iterable[ReplicaObservation], slo: SLO) -> tuple[bool, bool]:
+    """Whether any replica's measured TTFT, TPOT exceed their targets."""
+    seen = tuple(replicas)
+    return (
+        any(one.ttft_s is not None and one.ttft_s > slo.ttft_s for one in seen),
+        any(one.tpot_s is not None and one.tpot_s > slo.tpot_s for one in seen),
+    )
+
+
+def _count(value: float | None) -> float:
+    return value if value is not None and math.isfinite(value) and value > 0.0 else 0.0
+
+
+def _weighted(pairs: Iterable[tuple[float, float | None]]) -> float | None:
+    """The mean of the second values weighted by the first; evenly where all weights are 0."""
+    known = [
+        (_count(weight), value)
+        for weight, value in pairs
+        if value is not None and math.isfinite(value) and value >= 0.0
+    ]
+    if not known:
+        return None
+    total = math.fsum(weight for weight, _ in known)
+    if total <= 0.0:
+        return math.fsum(value for _, value in known) / len(known)
+    return math.fsum(weight * value for weight, value in known) / total
