@@ -1,0 +1,141 @@
+"""The composition root: read this file to see how JouleServe is wired.
+
+`build_openai_app` takes what `ray.serve.llm:build_openai_app` takes, plus one optional block
+`energy:`. It validates the block, turns it into the hooks that Ray and vLLM offer, and lets
+Ray's own builders make the application:
+
+    energy.slo, policy, profile → autoscaling policy (controller) and control loop (replica)
+    energy.meter                → the meter of each replica
+    llm_configs[*]              → server_cls, scheduler_cls, callback_config filled in where empty
+
+Without the block: Ray's behaviour, Ray's deployment names, plus a meter.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.llm import LLMServingArgs, build_llm_deployment
+from ray.serve.llm import build_openai_app as ray_build_openai_app
+
+from policies.core.types import Mode
+from serve_app.api_errors import use_openai_errors
+from serve_app.deciders import load_profile
+from serve_app.engine import ray_server
+from serve_app.ingress import ENDPOINTS, EnergyIngress
+from serve_app.models import resolve_model
+from serve_app.server import SETTINGS_KEY, EnergyLLMServer, LLMServer
+from serve_app.settings import EnergySettings, PolicySettings, parse_energy
+
+log = logging.getLogger("ray.serve")
+
+SCHEDULER = "serve_app.engine.scheduler.capped_scheduler"
+POLICY = "serve_app.ray_policy:EnergyPolicy"
+# Ray smooths what a policy says; ours has its own dwell, and hysteresis is applied once (ADR 0003).
+NEUTRAL_AUTOSCALING = {
+    "upscale_delay_s": 0.0,
+    "downscale_delay_s": 0.0,
+    "metrics_interval_s": 1.0,
+    "look_back_period_s": 5.0,
+}
+SOURCE = "application args"
+
+
+def build_openai_app(args: dict[str, Any]) -> serve.Application:
+    """The Ray Serve application for Ray's own arguments plus `energy:`. Raises ConfigError with one
+    readable line when the block is wrong, and what Ray raises when the rest is."""
+    serving, _ = equip_all(args)
+    if ray_server.direct_streaming() or serving.ingress_cls_config.ingress_cls is not _RAY_INGRESS:
+        return ray_build_openai_app(dict(serving))
+    return _behind_our_ingress(serving)
+
+
+def equip_all(args: dict[str, Any]) -> tuple[LLMServingArgs, EnergySettings]:
+    """Ray's arguments with our hooks in every model, and the settings in force. Needs no cluster.
+    Raises ConfigError, and pydantic's ValidationError for Ray's own part."""
+    given = dict(args)
+    block = given.pop("energy", None)
+    energy = parse_energy(block, SOURCE) if block is not None else metering_only()
+    serving = LLMServingArgs.model_validate(given)
+    profile = load_profile(energy.profile)
+    for config in serving.llm_configs:
+        equip(config, energy, profile.to_dict() if profile else None, named=block is not None)
+    return serving, energy
+
+
+def metering_only() -> EnergySettings:
+    """What applies without an `energy:` block: meter, decide nothing."""
+    return EnergySettings(policy=PolicySettings(mode=Mode.OFF))
+
+
+def equip(
+    config: Any, energy: EnergySettings, profile: dict[str, Any] | None, *, named: bool
+) -> None:
+    """Fill our hooks into one LLMConfig (in place). What the user set stays."""
+    loading = config.model_loading_config
+    if isinstance(loading.model_source, str):
+        loading.model_source = resolve_model(loading.model_source)
+        if (
+            Path(loading.model_source).is_dir()
+            and config.callback_config.callback_class is ray_server.NO_CALLBACK
+        ):
+            config.callback_config.callback_class = ray_server.SkipDownload
+    if config.server_cls is not None:
+        log.warning(
+            "model %s has its own server_cls %s: JouleServe neither meters nor controls it",
+            config.model_id,
+            config.server_cls,
+        )
+        return
+    config.server_cls = EnergyLLMServer if named else LLMServer
+    config.engine_kwargs.setdefault("scheduler_cls", SCHEDULER)
+    settings = energy.model_dump(mode="json")
+    config.experimental_configs[SETTINGS_KEY] = {"energy": settings, "profile": profile}
+    if not energy.metering_only:
+        _let_policy_scale(config.deployment_config, settings, profile)
+
+
+def _let_policy_scale(
+    deployment: dict[str, Any], settings: dict[str, Any], profile: dict[str, Any] | None
+) -> None:
+    """Put our policy and neutral delays under the user's autoscaling bounds. A fixed `num_replicas`
+    stays fixed; a policy of the user's own stays theirs."""
+    if isinstance(deployment.get("num_replicas"), int):
+        return
+    autoscaling = dict(deployment.get("autoscaling_config") or {})
+    if "policy" in autoscaling:
+        log.warning("autoscaling_config.policy is set: JouleServe does not choose replicas")
+        return
+    policy = {
+        "policy_function": POLICY,
+        "policy_kwargs": {"settings": settings, "profile": profile},
+    }
+    deployment["autoscaling_config"] = {**NEUTRAL_AUTOSCALING, **autoscaling, "policy": policy}
+
+
+def _behind_our_ingress(serving: Any) -> serve.Application:
+    """What Ray's builder does, with our ingress class in place of Ray's."""
+    configs = serving.llm_configs
+    options = ray_server.ingress_options(EnergyIngress, configs, serving.ingress_deployment_config)
+    ingress = ray_server.make_fastapi_ingress(
+        EnergyIngress,
+        endpoint_map=ENDPOINTS,
+        app=use_openai_errors(ray_server.new_ingress_app()),
+    )
+    lora_paths = {
+        c.model_id: c.lora_config.dynamic_lora_loading_path for c in configs if c.lora_config
+    }
+    return serve.deployment(ingress, **options).bind(
+        llm_deployments={c.model_id: build_llm_deployment(c) for c in configs},
+        model_cards=ray_server.model_cards(configs),
+        lora_paths=lora_paths,
+        **serving.ingress_cls_config.ingress_extra_kwargs,
+    )
+
+
+_RAY_INGRESS = LLMServingArgs.model_fields["ingress_cls_config"].default_factory().ingress_cls
+
+__all__ = ["build_openai_app", "equip"]

@@ -1,0 +1,51 @@
+"""Builds the policy that settings ask for; the one place where both edges (controller and replica)
+get their policy and their model, so that they cannot disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from policies.catalog import POLICIES, make_policy
+from policies.core.control import Policy
+from policies.core.errors import ConfigError
+from policies.core.types import Observation
+from policies.model.fitted import FittedModel
+from serve_app.settings import EnergySettings, find_profile, read_yaml
+
+__all__ = ["POLICIES", "load_profile", "policy_for"]
+
+
+def load_profile(name: str | None) -> FittedModel | None:
+    """The fitted model of a profile file; None when no profile is named. Raises ConfigError."""
+    if name is None:
+        return None
+    path = find_profile(name)
+    data: Any = read_yaml(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping at the top, got {type(data).__name__}")
+    return FittedModel.from_dict(data, source=str(path))
+
+
+def policy_for(
+    settings: EnergySettings,
+    model: FittedModel | None,
+    ray_default: Callable[[Observation], int] | None = None,
+) -> Policy:
+    """The policy named in `settings`. `ray_default` is Ray's own rule, handed in by the controller
+    edge; a replica, which never chooses replicas, leaves it out."""
+    choice = settings.policy
+    if choice.name == "static":
+        return make_policy(
+            "static",
+            num_replicas=choice.num_replicas,
+            max_num_active_seqs=choice.max_num_active_seqs,
+            power_limit_watts=None,
+        )
+    if choice.name == "ray_default":
+        if ray_default is None:
+            return make_policy(
+                "static", num_replicas=None, max_num_active_seqs=None, power_limit_watts=None
+            )
+        return make_policy("ray_default", desired_num_replicas=ray_default)
+    return make_policy("energy_slo", model=model)

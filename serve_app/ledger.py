@@ -1,0 +1,176 @@
+"""One actor per application: what all its replicas measured, for the scrape URL, the API and the
+page.
+
+Replicas push about once a second. Losing the ledger loses no request and no control: it is made
+again by the next push, and every replica pushes its totals, not differences. A replica that has
+stopped pushing keeps its counters (its joules were spent) and loses its gauges; what its open
+requests had been given becomes unattributed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+
+_GONE_AFTER_S = 10.0
+_KEPT_REPLICAS = 512
+_END_AFTER_S = 900.0  # without a push: the application is gone, so is its ledger
+
+Family = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Push:
+    """What one replica says: its identity, its metric families, its books (joules, all devices
+    summed; None = unavailable) and its knobs."""
+
+    deployment: str
+    replica: str
+    model: str
+    families: list[Family]
+    books: dict[str, float | None]
+    knobs: dict[str, float | None]
+
+
+def families_of(registry: CollectorRegistry) -> list[Family]:
+    """A registry's content as plain data that travels between processes."""
+    return [
+        (
+            family.name,
+            family.documentation,
+            family.type,
+            [
+                (s.name, dict(s.labels), s.value)
+                for s in family.samples
+                if not s.name.endswith("_created")
+            ],
+        )
+        for family in registry.collect()
+    ]
+
+
+class LedgerState:
+    """The ledger without Ray; `now_s` is any monotonic clock."""
+
+    def __init__(self) -> None:
+        self._pushes: OrderedDict[str, Push] = OrderedDict()
+        self._seen_s: dict[str, float] = {}
+
+    def push(self, push: Push, now_s: float) -> None:
+        """Take a replica's latest totals."""
+        key = f"{push.deployment}#{push.replica}"
+        self._pushes[key] = push
+        self._seen_s[key] = now_s
+        while len(self._pushes) > _KEPT_REPLICAS:
+            oldest = min(self._seen_s, key=lambda k: self._seen_s[k])
+            del self._pushes[oldest], self._seen_s[oldest]
+
+    def last_push_s(self) -> float | None:
+        return max(self._seen_s.values(), default=None)
+
+    def _alive(self, key: str, now_s: float) -> bool:
+        return now_s - self._seen_s[key] <= _GONE_AFTER_S
+
+    def energy(self, now_s: float) -> dict[str, Any]:
+        """The application's books and replicas: `meter_joules` = attributed + open + idle +
+        unattributed - prepaid. A sum is None when no replica could measure it."""
+        sums: dict[str, float | None] = dict.fromkeys(
+            ("meter", "attributed", "open", "idle", "unattributed", "prepaid")
+        )
+        for key, push in self._pushes.items():
+            books = dict(push.books)
+            if not self._alive(key, now_s) and books.get("meter") is not None:
+                # Its open requests will never be answered; what was prepaid was never metered.
+                lost = (books["open"] or 0.0) - (books["prepaid"] or 0.0)
+                books["unattributed"] = (books["unattributed"] or 0.0) + lost
+                books["open"] = books["prepaid"] = 0.0
+            for name, value in books.items():
+                if value is not None:
+                    sums[name] = (sums[name] or 0.0) + value
+        alive = [push for key, push in self._pushes.items() if self._alive(key, now_s)]
+        return {
+            **{f"{name}_joules": value for name, value in sums.items()},
+            "num_replicas": len(alive),
+            "replicas": [
+                {"deployment": p.deployment, "replica": p.replica, "model": p.model, **p.knobs}
+                for p in alive
+            ],
+        }
+
+    def exposition(self, now_s: float) -> bytes:
+        """All replicas' metrics in Prometheus text format, one family each."""
+        merged: dict[str, Metric] = {}
+        for key, push in self._pushes.items():
+            alive = self._alive(key, now_s)
+            for name, documentation, kind, samples in push.families:
+                if not alive and kind == "gauge":
+                    continue
+                family = merged.setdefault(name, Metric(name, documentation, kind))
+                for sample_name, labels, value in samples:
+                    family.add_sample(sample_name, labels, value)
+        registry = CollectorRegistry()
+        registry.register(_Families(list(merged.values())))
+        return bytes(generate_latest(registry))
+
+
+class _Families:
+    """A collector over ready families."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+class Ledger:
+    """The actor around `LedgerState`."""
+
+    def __init__(self) -> None:
+        self._state = LedgerState()
+        self._born_s = time.monotonic()
+        self._me = ray.get_runtime_context().current_actor
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """A detached actor outlives its application: end it when nobody has pushed for long."""
+        while True:
+            time.sleep(60.0)
+            self._me.end_if_unused.remote()
+
+    def push(self, push: Push) -> None:
+        self._state.push(push, time.monotonic())
+
+    def energy(self) -> dict[str, Any]:
+        return self._state.energy(time.monotonic())
+
+    def exposition(self) -> bytes:
+        return self._state.exposition(time.monotonic())
+
+    def end_if_unused(self) -> None:
+        last_s = self._state.last_push_s() or self._born_s
+        if time.monotonic() - last_s > _END_AFTER_S:
+            ray.actor.exit_actor()
+
+
+def ledger_handle(application: str) -> Any:
+    """The application's ledger actor, made on first use. Raises what Ray raises."""
+    return (
+        ray.remote(Ledger)
+        .options(
+            name=f"jouleserve-ledger:{application}",
+            namespace="serve",
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+        )
+        .remote()
+    )

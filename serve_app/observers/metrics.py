@@ -1,0 +1,233 @@
+"""Every metric of JouleServe, defined once; recorded once, exported twice.
+
+A replica records into its own `prometheus_client` registry (which the ledger merges into one scrape
+for the whole application) and, under Ray, into Ray's metrics pipeline, where each name appears with
+Ray's prefix `ray_`. `docs/metrics.md` is generated from `METRICS`.
+
+A missing value is an absent series, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LATENCY_BUCKETS_S = (
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+JOULE_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
+BASE_LABELS = ("application", "deployment", "replica", "model")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricSpec:
+    """One metric. `labels` come after the base labels. Counters are written without `_total`: both
+    exporters add it."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+METRICS: tuple[MetricSpec, ...] = (
+    MetricSpec(
+        name="jouleserve_energy_joules",
+        kind="counter",
+        help="Energy metered for this replica, by device kind and source.",
+        labels=("device", "source"),
+    ),
+    MetricSpec(
+        name="jouleserve_attributed_energy_joules",
+        kind="counter",
+        help="Metered energy by share: requests (settled), idle, unattributed.",
+        labels=("device", "share"),
+    ),
+    MetricSpec(
+        name="jouleserve_phase_energy_joules",
+        kind="counter",
+        help="Energy of settled requests by phase: prefill, decode.",
+        labels=("phase",),
+    ),
+    MetricSpec(
+        name="jouleserve_energy_residual_joules",
+        kind="gauge",
+        help="Metered minus the sum of all shares; not zero = a defect in the books.",
+        labels=("device",),
+    ),
+    MetricSpec(
+        name="jouleserve_power_watts",
+        kind="gauge",
+        help="Mean draw over the last meter window, by device kind.",
+        labels=("device",),
+    ),
+    MetricSpec(
+        name="jouleserve_power_limit_watts",
+        kind="gauge",
+        help="Enforced GPU power limit, read back; absent where there is none.",
+    ),
+    MetricSpec(
+        name="jouleserve_meter_age_seconds",
+        kind="gauge",
+        help="Time since the last good meter reading.",
+    ),
+    MetricSpec(
+        name="jouleserve_meter_available",
+        kind="gauge",
+        help="1 if a device kind is metered; 0 for a kind or meter back-end that is unavailable.",
+        labels=("meter",),
+    ),
+    MetricSpec(
+        name="jouleserve_max_num_active_seqs",
+        kind="gauge",
+        help="Cap on running requests in force, as the engine reports it.",
+    ),
+    MetricSpec(
+        name="jouleserve_requested_max_num_active_seqs",
+        kind="gauge",
+        help="Cap on running requests last asked for.",
+    ),
+    MetricSpec(
+        name="jouleserve_num_requests_running", kind="gauge", help="Requests in the running batch."
+    ),
+    MetricSpec(
+        name="jouleserve_num_requests_waiting", kind="gauge", help="Requests waiting in the engine."
+    ),
+    MetricSpec(
+        name="jouleserve_arrival_rate_per_second",
+        kind="gauge",
+        help="Requests that reached this replica's engine, per second, over 30 s.",
+    ),
+    MetricSpec(
+        name="jouleserve_requests",
+        kind="counter",
+        help="Requests by outcome: stop, length, abort, error.",
+        labels=("outcome",),
+    ),
+    MetricSpec(
+        name="jouleserve_slo_requests",
+        kind="counter",
+        help="Requests by SLO verdict: met, missed_ttft, missed_tpot, missed_both, failed.",
+        labels=("verdict",),
+    ),
+    MetricSpec(
+        name="jouleserve_prompt_tokens", kind="counter", help="Prompt tokens of answered requests."
+    ),
+    MetricSpec(name="jouleserve_output_tokens", kind="counter", help="Output tokens generated."),
+    MetricSpec(
+        name="jouleserve_time_to_first_token_seconds",
+        kind="histogram",
+        help="TTFT, measured in the engine: arrival at the replica to first token.",
+        buckets=LATENCY_BUCKETS_S,
+    ),
+    MetricSpec(
+        name="jouleserve_time_per_output_token_seconds",
+        kind="histogram",
+        help="TPOT per request: (e2e - TTFT) / (output tokens - 1).",
+        buckets=LATENCY_BUCKETS_S,
+    ),
+    MetricSpec(
+        name="jouleserve_inter_token_latency_seconds",
+        kind="histogram",
+        help="ITL: gap between two tokens of one request.",
+        buckets=LATENCY_BUCKETS_S,
+    ),
+    MetricSpec(
+        name="jouleserve_request_energy_joules",
+        kind="histogram",
+        help="Energy attributed to one request.",
+        buckets=JOULE_BUCKETS,
+    ),
+    MetricSpec(
+        name="jouleserve_decisions",
+        kind="counter",
+        help="Replica decisions by reason and whether they moved a knob.",
+        labels=("reason", "moved"),
+    ),
+    MetricSpec(
+        name="jouleserve_control_errors",
+        kind="counter",
+        help="Control ticks that failed, by stage: meter, policy, actuate, report.",
+        labels=("stage",),
+    ),
+    MetricSpec(
+        name="jouleserve_predicted_joules_per_request",
+        kind="gauge",
+        help="J/request that the model predicts for the chosen point and the present load.",
+    ),
+    MetricSpec(
+        name="jouleserve_model_residual_ratio",
+        kind="gauge",
+        help="(measured - predicted) / predicted mean step time over the last window with work.",
+    ),
+)
+
+
+class MetricSet:
+    """All metrics of one replica. `labels` gives the base labels; `mirror_to_ray` also records
+    into Ray's pipeline (needs a running Ray worker)."""
+
+    def __init__(self, labels: dict[str, str], *, mirror_to_ray: bool = False) -> None:
+        self.registry = CollectorRegistry()
+        self._base = {name: labels[name] for name in BASE_LABELS}
+        self._specs = {spec.name: spec for spec in METRICS}
+        self._own = {spec.name: _own_metric(spec, self.registry) for spec in METRICS}
+        self._ray = {s.name: _ray_metric(s, self._base) for s in METRICS} if mirror_to_ray else {}
+
+    def inc(self, name: str, amount: float = 1.0, **labels: str) -> None:
+        """Add to a counter. Negative or NaN amounts are dropped: a counter never goes back."""
+        if not amount > 0.0 or math.isinf(amount):
+            return
+        self._own[name].labels(**self._base, **labels).inc(amount)
+        if name in self._ray:
+            self._ray[name].inc(amount, labels or None)
+
+    def set(self, name: str, value: float | None, **labels: str) -> None:
+        """Set a gauge; None removes the series."""
+        if value is None or math.isnan(value):
+            self._remove(name, labels)
+            return
+        self._own[name].labels(**self._base, **labels).set(value)
+        if name in self._ray:
+            self._ray[name].set(value, labels or None)
+
+    def _remove(self, name: str, labels: dict[str, str]) -> None:
+        values = [*self._base.values(), *(labels[key] for key in self._specs[name].labels)]
+        self._own[name].remove(*values)
+
+    def observe(self, name: str, value: float | None, **labels: str) -> None:
+        """Observe into a histogram; None is no sample."""
+        if value is None or math.isnan(value):
+            return
+        self._own[name].labels(**self._base, **labels).observe(value)
+        if name in self._ray:
+            self._ray[name].observe(value, labels or None)
+
+
+def _own_metric(spec: MetricSpec, registry: CollectorRegistry) -> Any:
+    labels = (*BASE_LABELS, *spec.labels)
+    if spec.kind == "counter":
+        return Counter(spec.name, spec.help, labels, registry=registry)
+    if spec.kind == "gauge":
+        return Gauge(spec.name, spec.help, labels, registry=registry)
+    return Histogram(spec.name, spec.help, labels, registry=registry, buckets=spec.buckets)
+
+
+def _ray_metric(spec: MetricSpec, base: dict[str, str]) -> Any:
+    from ray.util import metrics
+
+    keys = (*BASE_LABELS, *spec.labels)
+    if spec.kind == "counter":
+        metric: Any = metrics.Counter(spec.name, spec.help, tag_keys=keys)
+    elif spec.kind == "gauge":
+        metric = metrics.Gauge(spec.name, spec.help, tag_keys=keys)
+    else:
+        metric = metrics.Histogram(
+            spec.name, spec.help, boundaries=list(spec.buckets), tag_keys=keys
+        )
+    metric.set_default_tags(base)
+    return metric

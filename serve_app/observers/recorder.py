@@ -1,0 +1,108 @@
+"""Turns one replica's facts into metrics. No decision is taken here and none depends on it."""
+
+from __future__ import annotations
+
+from policies.core.energy import EnergyBooks, RequestEnergy
+from policies.core.types import SLO, Decision, ReplicaObservation
+from serve_app.accounting import EnergyAccountant
+from serve_app.engine.tap import FinishedRequest
+from serve_app.observers.metrics import MetricSet
+
+
+class Recorder:
+    """Writes requests, ticks and decisions into a `MetricSet`."""
+
+    def __init__(self, metrics: MetricSet) -> None:
+        self.metrics = self._metrics = metrics
+        self._booked: dict[tuple[str, ...], float] = {}
+
+    def finished(self, request: FinishedRequest, energy: RequestEnergy, slo: SLO) -> None:
+        """One answered request."""
+        m = self._metrics
+        m.inc("jouleserve_requests", outcome=request.outcome)
+        m.inc("jouleserve_slo_requests", verdict=verdict(request, slo))
+        m.inc("jouleserve_prompt_tokens", request.prompt_tokens)
+        m.inc("jouleserve_output_tokens", request.output_tokens)
+        m.observe("jouleserve_time_to_first_token_seconds", request.ttft_s)
+        m.observe("jouleserve_time_per_output_token_seconds", request.tpot_s)
+        self._energy(energy)
+
+    def aborted(self, energy: RequestEnergy) -> None:
+        """One request that left without an answer: an SLO miss, and its joules count."""
+        self._metrics.inc("jouleserve_requests", outcome="abort")
+        self._metrics.inc("jouleserve_slo_requests", verdict="failed")
+        self._energy(energy)
+
+    def _energy(self, energy: RequestEnergy) -> None:
+        m = self._metrics
+        m.observe("jouleserve_request_energy_joules", energy.joules)
+        m.inc("jouleserve_phase_energy_joules", energy.prefill_joules or 0.0, phase="prefill")
+        m.inc("jouleserve_phase_energy_joules", energy.decode_joules or 0.0, phase="decode")
+
+    def itl(self, itl_s: float) -> None:
+        """One gap between two tokens."""
+        self._metrics.observe("jouleserve_inter_token_latency_seconds", itl_s)
+
+    def tick(self, accountant: EnergyAccountant, seen: ReplicaObservation) -> None:
+        """The state after a meter window. Gauges are set every tick: Ray drops silent ones."""
+        m = self._metrics
+        m.set("jouleserve_num_requests_running", seen.num_running)
+        m.set("jouleserve_num_requests_waiting", seen.num_waiting)
+        m.set("jouleserve_arrival_rate_per_second", seen.arrival_rate_per_s)
+        m.set("jouleserve_max_num_active_seqs", seen.max_num_active_seqs)
+        m.set("jouleserve_power_limit_watts", seen.power_limit_watts)
+        if accountant.last_reading_s is not None:
+            age_s = max(0.0, seen.time_s - accountant.last_reading_s)
+            m.set("jouleserve_meter_age_seconds", age_s)
+        for kind in accountant.sources.keys() | accountant.unavailable.keys():
+            available = kind not in accountant.unavailable
+            m.set("jouleserve_meter_available", float(available), meter=kind)
+            m.set("jouleserve_power_watts", accountant.draw_watts.get(kind), device=kind)
+        self._books(accountant.books, accountant.sources)
+
+    def _books(self, books: EnergyBooks, sources: dict[str, str]) -> None:
+        shares = {"requests": books.settled, "idle": books.idle, "unattributed": books.unattributed}
+        for kind, joules in books.metered.items():
+            self._count("jouleserve_energy_joules", joules, kind, source=sources.get(kind, ""))
+            for share, by_kind in shares.items():
+                self._count(
+                    "jouleserve_attributed_energy_joules", by_kind.get(kind, 0.0), kind, share=share
+                )
+        for kind, residual in books.residual_joules().items():
+            self._metrics.set("jouleserve_energy_residual_joules", residual, device=kind)
+
+    def _count(self, name: str, total: float, kind: str, **labels: str) -> None:
+        """Advance a counter to a running total."""
+        key = (name, kind, *labels.values())
+        self._metrics.inc(name, total - self._booked.get(key, 0.0), device=kind, **labels)
+        self._booked[key] = total
+
+    def decision(self, decision: Decision, requested: int | None) -> None:
+        """One replica decision."""
+        m = self._metrics
+        m.inc(
+            "jouleserve_decisions", reason=decision.reason.value, moved=str(decision.moves).lower()
+        )
+        m.set("jouleserve_requested_max_num_active_seqs", requested)
+        predicted = decision.predicted_chosen
+        m.set(
+            "jouleserve_predicted_joules_per_request",
+            predicted.joules_per_request if predicted else None,
+        )
+
+    def failed(self, stage: str) -> None:
+        """A control tick failed at `stage`."""
+        self._metrics.inc("jouleserve_control_errors", stage=stage)
+
+
+def verdict(request: FinishedRequest, slo: SLO) -> str:
+    """met, missed_ttft, missed_tpot, missed_both; failed for a request that was not answered."""
+    if request.outcome in {"abort", "error"}:
+        return "failed"
+    late_first = request.ttft_s > slo.ttft_s
+    late_rest = request.tpot_s is not None and request.tpot_s > slo.tpot_s
+    if late_first and late_rest:
+        return "missed_both"
+    if late_first:
+        return "missed_ttft"
+    return "missed_tpot" if late_rest else "met"

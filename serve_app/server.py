@@ -1,0 +1,244 @@
+"""One replica: Ray's LLM server with a meter, the request path's `energy` object, and a control
+loop.
+
+Ray serves the requests; this class adds facts to the answers and starts the loop that reads them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from ray import serve
+from ray.serve.llm.deployment import LLMServer as RayLLMServer
+
+from policies.core.types import ReplicaObservation
+from policies.core.window import Window
+from policies.model.fitted import FittedModel
+from serve_app.accounting import EnergyAccountant
+from serve_app.actuators.batch_cap import BatchCap
+from serve_app.control_loop import ControlLoop, Replica
+from serve_app.deciders import policy_for
+from serve_app.engine import ray_server
+from serve_app.engine.access import warm_up
+from serve_app.engine.step_link import SOCKET_ENV
+from serve_app.engine.tap import HORIZON_S, STATE, FinishedRequest
+from serve_app.ledger import Push, families_of, ledger_handle
+from serve_app.meters import EstimateSettings, ProcessShare, Source, open_meter
+from serve_app.observers.metrics import MetricSet
+from serve_app.observers.recorder import Recorder
+from serve_app.ray_policy import report
+from serve_app.responses import EnergyMiddleware, StreamAnnotator, error_event
+from serve_app.settings import EnergySettings, LiveSettings, parse_energy, parse_live
+
+log = logging.getLogger("ray.serve")
+
+SETTINGS_KEY = "jouleserve"  # in LLMConfig.experimental_configs: {"energy": ..., "profile": ...}
+
+
+class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types for it
+    """`ray.serve.llm`'s LLMServer that meters its requests and controls its batch cap."""
+
+    async def start(self) -> None:
+        """Open the meter, start the engine, warm it up, then start the control loop.
+
+        The step socket must exist before the engine: EngineCore inherits its path.
+        """
+        extra = self._llm_config.experimental_configs.get(SETTINGS_KEY, {})
+        energy = parse_energy(extra.get("energy", {}), f"model {self._llm_config.model_id}")
+        profile = extra.get("profile")
+        model = FittedModel.from_dict(profile, source="profile") if profile else None
+        accountant = _open_accountant(energy, model, self._llm_config)
+        os.environ[SOCKET_ENV] = accountant.receiver.path
+        await super().start()
+        await warm_up(self.engine)
+        STATE.clear_samples()
+        context = serve.get_replica_context()
+        recorder = Recorder(MetricSet(_labels(context, self._llm_config), mirror_to_ray=True))
+        self._context = context
+        self._replica = Replica(
+            name=context.replica_id.unique_id,
+            accountant=accountant,
+            engine=STATE,
+            cap=BatchCap(self.engine),
+            recorder=recorder,
+            policy=policy_for(energy, model),
+            base=energy,
+            live=LiveSettings(),
+            output_tokens=Window(HORIZON_S),
+        )
+        self._metrics = recorder.metrics
+        self._ledger: Any = None
+        self._connect()
+        self._loop = ControlLoop(self._replica, self._publish)
+        await self._loop.tick()  # the cap is known and the first reading taken before any request
+        self._loop.start()
+
+    def _connect(self) -> None:
+        """Wire the engine's facts to the books and the metrics."""
+        accountant, recorder = self._replica.accountant, self._replica.recorder
+        accountant.drain()
+        loop = asyncio.get_running_loop()
+        watched = accountant.receiver.fileno()
+
+        def on_readable() -> None:
+            accountant.drain()
+            if not accountant.receiver.connected:
+                loop.remove_reader(watched)
+
+        loop.add_reader(watched, on_readable)
+        accountant.on_aborted = recorder.aborted
+        STATE.listeners.append(self._finished)
+        STATE.itl_listeners.append(recorder.itl)
+
+    def _finished(self, request: FinishedRequest) -> None:
+        replica = self._replica
+        replica.output_tokens.add(time.monotonic(), float(request.output_tokens))
+        energy = replica.accountant.finish(request.request_id)
+        replica.recorder.finished(request, energy, replica.settings.slo.to_slo())
+
+    # ---- request path
+
+    async def chat(self, request: Any, raw_request_info: Any = None) -> Any:
+        """Ray's chat, with energy in the answer."""
+        return self._metered(await super().chat(request, raw_request_info))
+
+    async def completions(self, request: Any, raw_request_info: Any = None) -> Any:
+        """Ray's completions, with energy in the answer."""
+        return self._metered(await super().completions(request, raw_request_info))
+
+    async def _metered(self, answers: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """Pass the answers on; add energy; end a stream that breaks with an error event."""
+        annotator = StreamAnnotator(self._energy_of)
+        streaming = False
+        try:
+            async for answer in answers:
+                if isinstance(answer, list):
+                    streaming = True
+                    yield [annotator.annotate(a) if isinstance(a, str) else a for a in answer]
+                else:
+                    if getattr(answer, "usage", None) is not None:
+                        answer.energy = self._energy_of(answer.id)  # vLLM's models allow extras
+                    yield answer
+        except Exception as error:
+            self._replica.accountant.engine_died()
+            if not streaming:
+                raise
+            log.exception("stream broken off")
+            yield [error_event(f"the engine failed: {type(error).__name__}: {error}")]
+
+    def _energy_of(self, response_id: str) -> dict[str, Any]:
+        return self._replica.accountant.energy_object(response_id)
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Direct streaming: vLLM's own app behind our middleware and routes."""
+        app = await super().__serve_build_asgi_app__()
+        ray_server.add_middleware(app, EnergyMiddleware, energy_of=self._energy_of)
+        ray_server.add_application_routes(app, self.ledger_view)
+        return app
+
+    # ---- what others read
+
+    async def reconfigure(self, user_config: dict[str, Any] | None) -> None:
+        """Ray's lightweight update: the live settings. Raises ConfigError; then the old ones
+        stay."""
+        self._replica.live = parse_live(user_config or {}, "serve config")
+        await self._loop.tick()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The replica's report to the fleet tick."""
+        replica = self._replica
+        seen: ReplicaObservation = replica.observe(time.monotonic())
+        return report(seen, replica.control_settings())
+
+    async def ledger_view(self, what: str) -> Any:
+        """The application's ledger, from any process: "energy" or "exposition"."""
+        return await getattr(self._ledger_actor(), what).remote()
+
+    def _ledger_actor(self) -> Any:
+        if self._ledger is None:
+            self._ledger = ledger_handle(self._context.app_name)
+        return self._ledger
+
+    async def _publish(self) -> None:
+        """Push this replica's totals to the ledger; a lost ledger is made again next time."""
+        try:
+            await asyncio.wait_for(self._ledger_actor().push.remote(self._push()), timeout=5.0)
+        except Exception:
+            self._ledger = None
+            raise
+
+    def _push(self) -> Push:
+        books = self._replica.accountant.books
+        metered = bool(books.metered)
+
+        def total(by_kind: dict[str, float]) -> float | None:
+            return sum(by_kind.values()) if metered else None
+
+        cap, engine = self._replica.cap, self._replica.engine
+        return Push(
+            deployment=self._context.deployment,
+            replica=self._replica.name,
+            model=self._llm_config.model_id,
+            families=families_of(self._metrics.registry),
+            books={
+                "meter": total(books.metered),
+                "attributed": total(books.settled),
+                "open": total(books.open_joules()),
+                "idle": total(books.idle),
+                "unattributed": total(books.unattributed),
+                "prepaid": total(books.prepaid),
+            },
+            knobs={
+                "max_num_active_seqs": cap.in_force.max_num_active_seqs if cap.in_force else None,
+                "num_running": engine.num_running,
+                "num_waiting": engine.num_waiting,
+            },
+        )
+
+
+class LLMServer(EnergyLLMServer):
+    """EnergyLLMServer under Ray's own class name, and so Ray's deployment names: used when there is
+    no `energy:` block, so that a file written for `ray.serve.llm` moves over by its import path."""
+
+
+def _open_accountant(
+    energy: EnergySettings, model: FittedModel | None, llm_config: Any
+) -> EnergyAccountant:
+    """The meter of this replica and its books. RAPL counts the host: the replica is charged its
+    share by CPU seconds and by the cores that Ray gave it."""
+    estimated = energy.meter.estimated
+    meter = open_meter(
+        energy.meter.backends,
+        share=ProcessShare(allotted_cores=_allotted_cores(llm_config)),
+        gpu_idle_watts=model.power.idle_watts if model is not None else None,
+        estimate=EstimateSettings(
+            watts_per_busy_core=estimated.watts_per_busy_core, idle_watts=estimated.idle_watts
+        ),
+    )
+    accountant = EnergyAccountant(meter)
+    if accountant.sources.get("cpu") == Source.ESTIMATED:
+        accountant.set_idle_watts("cpu", estimated.idle_watts)
+    if model is not None and "gpu" in accountant.sources:
+        accountant.set_idle_watts("gpu", model.power.idle_watts)
+    return accountant
+
+
+def _allotted_cores(llm_config: Any) -> float:
+    """CPUs that Ray's scheduler gave the replica and its engine together."""
+    actor = llm_config.deployment_config.get("ray_actor_options") or {}
+    bundles = llm_config.get_engine_config().placement_bundles
+    return float(actor.get("num_cpus", 1)) + sum(float(b.get("CPU", 0)) for b in bundles)
+
+
+def _labels(context: Any, llm_config: Any) -> dict[str, str]:
+    return {
+        "application": context.app_name,
+        "deployment": context.deployment,
+        "replica": context.replica_id.unique_id,
+        "model": llm_config.model_id,
+    }

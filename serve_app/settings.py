@@ -1,0 +1,206 @@
+"""The `energy:` block and everything else a user may write: the only reader of YAML and
+environment.
+
+Unknown keys are refused, with the file, the key and what is allowed. Milliseconds and watts as
+users write them; `to_control_settings` turns them into the core's base units.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from policies.core.errors import ConfigError
+from policies.core.types import SLO, Bounds, ControlSettings, Mode
+
+PROFILE_DIR = Path("configs") / "profiles"
+REPOSITORY = Path(__file__).resolve().parent.parent
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SLOSettings(_Strict):
+    """Latency targets. TTFT: arrival at the replica to first token. TPOT: per request,
+    (e2e - TTFT) / (output tokens - 1). Both for `percentile` of the arrived requests."""
+
+    ttft_ms: float = Field(default=1000.0, gt=0, description="time to first token, milliseconds")
+    tpot_ms: float = Field(default=100.0, gt=0, description="time per output token, milliseconds")
+    percentile: float = Field(default=0.99, gt=0.5, lt=1.0, description="0.99 = 99 % of requests")
+
+    def to_slo(self) -> SLO:
+        return SLO(ttft_s=self.ttft_ms / 1e3, tpot_s=self.tpot_ms / 1e3, percentile=self.percentile)
+
+
+class PolicySettings(_Strict):
+    """Which policy decides, and how boldly."""
+
+    name: Literal["energy_slo", "static", "ray_default"] = "energy_slo"
+    mode: Mode = Field(default=Mode.ACTIVE, description="active | advisory (log only) | off")
+    min_saving_ratio: float = Field(default=0.03, ge=0, lt=1)
+    slo_headroom_ratio: float = Field(default=0.1, ge=0, lt=1)
+    dwell_up_s: float = Field(default=5.0, ge=0)
+    dwell_down_s: float = Field(default=30.0, ge=0)
+    stale_after_s: float = Field(default=10.0, gt=0)
+    num_replicas: int | None = Field(default=None, ge=0, description="static: replicas")
+    max_num_active_seqs: int | None = Field(default=None, ge=1, description="static: batch cap")
+
+
+class EstimatedMeterSettings(_Strict):
+    """Power model of the `estimated` meter. Placeholders: set them for your machine."""
+
+    watts_per_busy_core: float = Field(default=4.0, gt=0)
+    idle_watts: float = Field(default=1.0, ge=0)
+
+
+class MeterSettings(_Strict):
+    """Where joules come from, in order; what is missing is said, never zero."""
+
+    backends: tuple[Literal["nvml", "rapl", "estimated"], ...] = ("nvml", "rapl", "estimated")
+    interval_s: float = Field(default=1.0, ge=0.1, le=10.0)
+    estimated: EstimatedMeterSettings = EstimatedMeterSettings()
+
+
+class PowerSettings(_Strict):
+    """Who may set GPU power limits. `none`: nobody, limits are only read."""
+
+    actuator: Literal["none"] = "none"
+
+
+class EnergySettings(_Strict):
+    """The `energy:` block of the application's args."""
+
+    slo: SLOSettings = SLOSettings()
+    policy: PolicySettings = PolicySettings()
+    profile: str | None = Field(
+        default=None, description="a profile file, or the name of one in configs/profiles"
+    )
+    meter: MeterSettings = MeterSettings()
+    power: PowerSettings = PowerSettings()
+
+    @property
+    def metering_only(self) -> bool:
+        return self.policy.mode is Mode.OFF
+
+    def to_control_settings(self, bounds: Bounds) -> ControlSettings:
+        policy = self.policy
+        return ControlSettings(
+            slo=self.slo.to_slo(),
+            bounds=bounds,
+            mode=policy.mode,
+            min_saving_ratio=policy.min_saving_ratio,
+            slo_headroom_ratio=policy.slo_headroom_ratio,
+            dwell_up_s=policy.dwell_up_s,
+            dwell_down_s=policy.dwell_down_s,
+            stale_after_s=policy.stale_after_s,
+        )
+
+
+class LiveSLO(_Strict):
+    """The part of the SLO that `user_config` changes; absent keys keep their start-time value."""
+
+    ttft_ms: float | None = Field(default=None, gt=0)
+    tpot_ms: float | None = Field(default=None, gt=0)
+    percentile: float | None = Field(default=None, gt=0.5, lt=1.0)
+
+
+class LiveSettings(_Strict):
+    """`user_config` of the LLM deployment: what may change without restarting an engine.
+
+    `max_num_active_seqs` pins the batch cap; without it the policy moves it.
+    """
+
+    slo: LiveSLO = LiveSLO()
+    mode: Mode | None = None
+    max_num_active_seqs: int | None = Field(default=None, ge=1)
+
+    def over(self, base: EnergySettings) -> EnergySettings:
+        """The settings in force: `base` with every key of this block that was given."""
+        slo = base.slo.model_copy(update=self.slo.model_dump(exclude_none=True))
+        update = {} if self.mode is None else {"mode": self.mode}
+        return base.model_copy(update={"slo": slo, "policy": base.policy.model_copy(update=update)})
+
+
+def parse_energy(data: Any, source: str) -> EnergySettings:
+    """The `energy:` block from plain data. Raises ConfigError naming `source`, key and choices."""
+    return _parse(EnergySettings, data, source, "energy")
+
+
+def parse_live(data: Any, source: str) -> LiveSettings:
+    """`user_config` from plain data. Raises ConfigError."""
+    return _parse(LiveSettings, data, source, "user_config")
+
+
+def _parse(model: type[_Model], data: Any, source: str, root: str) -> _Model:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: {root}: expected a mapping, got {type(data).__name__}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, model, source, root)) from None
+
+
+def _explain(error: ValidationError, model: type[BaseModel], source: str, root: str) -> str:
+    """One line for the first fault: file, key, what is wrong, what is allowed."""
+    fault = error.errors()[0]
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join([root, *path])
+    if fault["type"] == "extra_forbidden":
+        allowed = ", ".join(_model_at(model, path[:-1]).model_fields)
+        what = f"unknown key (allowed: {allowed})"
+    else:
+        what = f"{fault['msg']}, got {fault['input']!r}"
+    more = error.error_count() - 1
+    tail = f" (and {more} more)" if more else ""
+    return f"{source}: {key}: {what}{tail}"
+
+
+def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    """The nested settings class that holds the key at `path`."""
+    for name in path:
+        annotation = model.model_fields[name].annotation
+        options: tuple[Any, ...] = (annotation,)
+        if typing.get_origin(annotation) in (Union, types.UnionType):
+            options = typing.get_args(annotation)
+        nested = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not nested:
+            return model
+        model = nested[0]
+    return model
+
+
+def read_yaml(path: Path) -> Any:
+    """The data of one YAML file. Raises ConfigError that names the file (and line)."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not readable as YAML: {reason}") from None
+
+
+def find_profile(name: str) -> Path:
+    """The file of a profile given by path (absolute, or relative to the working folder or the
+    project) or by bare name. Raises ConfigError that lists the shipped ones."""
+    choices = [Path(name), REPOSITORY / name, REPOSITORY / PROFILE_DIR / f"{name}.yaml"]
+    for path in choices:
+        if path.is_file():
+            return path.resolve()
+    shipped = sorted(path.stem for path in (REPOSITORY / PROFILE_DIR).glob("*.yaml"))
+    raise ConfigError(
+        f"energy.profile: no file {name!r} (shipped profiles: {', '.join(shipped) or 'none'})"
+    )
+
+
+def environment_flag(name: str) -> bool:
+    """Whether an environment switch is on (1, true, yes)."""
+    return os.environ.get(name, "").strip().lower() in {"1", "true", "yes"}
