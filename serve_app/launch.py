@@ -30,6 +30,7 @@ from serve_app.settings import find_profile, parse_energy, read_yaml
 QUESTION = "What is the capital of France?"
 _READY_TIMEOUT_S = 900.0
 _STOP_TIMEOUT_S = 40.0
+_LEFT_TIMEOUT_S = 10.0  # Ray's daemons end a moment after their driver
 
 Say = Callable[[str], None]
 
@@ -192,10 +193,11 @@ class Running:
             self._process.wait(timeout=_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-        _, left = psutil.wait_procs(family, timeout=10.0)
+        _, left = psutil.wait_procs(family, timeout=_LEFT_TIMEOUT_S)
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        psutil.wait_procs(left, timeout=10.0)
 
 
 _STAGES = (

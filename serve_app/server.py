@@ -31,6 +31,7 @@ from serve_app.ledger import Push, families_of, ledger_handle
 from serve_app.meters import EstimateSettings, ProcessShare, Source, open_meter
 from serve_app.observers.metrics import MetricSet
 from serve_app.observers.recorder import Recorder
+from serve_app.observers.step_residual import StepResidual
 from serve_app.ray_policy import report
 from serve_app.responses import EnergyMiddleware, StreamAnnotator, error_event
 from serve_app.settings import EnergySettings, LiveSettings, parse_energy, parse_live
@@ -73,6 +74,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         )
         self._metrics = recorder.metrics
         self._ledger: Any = None
+        self._residual = StepResidual(model.latency) if model is not None else None
         self._connect()
         self._loop = ControlLoop(self._replica, self._publish)
         await self._loop.tick()  # the cap is known and the first reading taken before any request
@@ -82,6 +84,8 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         """Wire the engine's facts to the books and the metrics."""
         accountant, recorder = self._replica.accountant, self._replica.recorder
         accountant.drain()
+        if self._residual is not None:
+            accountant.on_step = self._residual.on_step
         loop = asyncio.get_running_loop()
         watched = accountant.receiver.fileno()
 
@@ -166,6 +170,8 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
 
     async def _publish(self) -> None:
         """Push this replica's totals to the ledger; a lost ledger is made again next time."""
+        if self._residual is not None:
+            self._metrics.set("jouleserve_model_residual_ratio", self._residual.take())
         try:
             await asyncio.wait_for(self._ledger_actor().push.remote(self._push()), timeout=5.0)
         except Exception:

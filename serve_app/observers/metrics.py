@@ -9,6 +9,7 @@ A missing value is an absent series, never 0.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -197,7 +198,8 @@ class MetricSet:
 
     def _remove(self, name: str, labels: dict[str, str]) -> None:
         values = [*self._base.values(), *(labels[key] for key in self._specs[name].labels)]
-        self._own[name].remove(*values)
+        with contextlib.suppress(KeyError):
+            self._own[name].remove(*values)
 
     def observe(self, name: str, value: float | None, **labels: str) -> None:
         """Observe into a histogram; None is no sample."""

@@ -1,0 +1,116 @@
+"""The ledger's arithmetic: totals over replicas, what a dead replica leaves, one exposition."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serve_app.ledger import LedgerState, Push, families_of
+from serve_app.observers.metrics import METRICS, MetricSet
+
+
+def labels(replica):
+    return {"application": "llm", "deployment": "d", "replica": replica, "model": "m"}
+
+
+def push(replica, meter=10.0, opened=2.0):
+    metrics = MetricSet(labels(replica))
+    metrics.inc("jouleserve_energy_joules", meter or 0.0, device="cpu", source="estimated")
+    metrics.set("jouleserve_num_requests_running", 3)
+    books = {
+        "meter": meter,
+        "attributed": 5.0,
+        "open": opened,
+        "idle": 4.0,
+        "unattributed": 0.0,
+        "prepaid": 1.0,
+    }
+    if meter is None:
+        books = dict.fromkeys(books)
+    return Push(
+        deployment="d",
+        replica=replica,
+        model="m",
+        families=families_of(metrics.registry),
+        books=books,
+        knobs={"max_num_active_seqs": 8, "num_running": 3, "num_waiting": 0},
+    )
+
+
+def law(energy):
+    return (
+        energy["attributed_joules"]
+        + energy["open_joules"]
+        + energy["idle_joules"]
+        + energy["unattributed_joules"]
+        - energy["prepaid_joules"]
+    )
+
+
+def test_totals_sum_over_replicas_and_obey_the_law():
+    ledger = LedgerState()
+    ledger.push(push("a"), 0.0)
+    ledger.push(push("b"), 0.5)
+    energy = ledger.energy(1.0)
+    assert energy["meter_joules"] == 20.0 == law(energy)
+    assert energy["num_replicas"] == 2
+
+
+def test_a_dead_replica_keeps_its_joules_and_its_open_ones_become_unattributed():
+    ledger = LedgerState()
+    ledger.push(push("a"), 0.0)
+    ledger.push(push("b"), 99.0)
+    energy = ledger.energy(100.0)
+    assert energy["num_replicas"] == 1
+    assert energy["meter_joules"] == 20.0 == pytest.approx(law(energy))
+    assert energy["unattributed_joules"] == pytest.approx(1.0)
+    assert [r["replica"] for r in energy["replicas"]] == ["b"]
+
+
+def test_unmetered_replicas_are_unknown_not_zero():
+    ledger = LedgerState()
+    ledger.push(push("a", meter=None), 0.0)
+    assert ledger.energy(0.0)["meter_joules"] is None
+    ledger.push(push("b"), 0.0)
+    assert ledger.energy(0.0)["meter_joules"] == 10.0
+
+
+def test_a_push_replaces_totals_it_does_not_add():
+    ledger = LedgerState()
+    ledger.push(push("a", meter=10.0), 0.0)
+    ledger.push(push("a", meter=12.0), 1.0)
+    assert ledger.energy(1.0)["meter_joules"] == 12.0
+
+
+def families(ledger, now_s):
+    return {f.name: f for f in text_string_to_metric_families(ledger.exposition(now_s).decode())}
+
+
+def test_one_exposition_merges_replicas_and_drops_gauges_of_the_dead():
+    ledger = LedgerState()
+    ledger.push(push("a"), 0.0)
+    ledger.push(push("b"), 99.0)
+    found = families(ledger, 100.0)
+    energy = found["jouleserve_energy_joules"].samples
+    assert {s.labels["replica"]: s.value for s in energy} == {"a": 10.0, "b": 10.0}
+    running = found["jouleserve_num_requests_running"].samples
+    assert [s.labels["replica"] for s in running] == ["b"]
+
+
+def test_the_exposition_holds_every_metric_once_and_no_creation_times():
+    ledger = LedgerState()
+    ledger.push(push("a"), 0.0)
+    text = ledger.exposition(0.0).decode()
+    assert "_created" not in text
+    for spec in METRICS:
+        name = f"{spec.name}_total" if spec.kind == "counter" else spec.name
+        assert text.count(f"# TYPE {name} ") == 1, name
+
+
+def test_gauges_can_be_taken_back_and_counters_never_fall():
+    metrics = MetricSet(labels("a"))
+    metrics.set("jouleserve_power_limit_watts", 300.0)
+    metrics.set("jouleserve_power_limit_watts", None)
+    metrics.set("jouleserve_power_limit_watts", None)
+    assert metrics.registry.get_sample_value("jouleserve_power_limit_watts", labels("a")) is None
+    for amount in (2.0, -5.0, float("nan"), float("inf"), 1.0):
+        metrics.inc("jouleserve_output_tokens", amount)
+    assert metrics.registry.get_sample_value("jouleserve_output_tokens_total", labels("a")) == 3.0

@@ -1,0 +1,175 @@
+"""The fleet edge against Ray's own context class: what it sees, what it answers, that it never raises."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
+from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
+
+from policies.core.types import Bounds, ControlSettings, ReplicaObservation
+from policies.model.fitted import FittedModel, Residuals, ValidRange
+from policies.model.latency import LatencyModel
+from policies.model.power import PowerModel
+from serve_app.ray_policy import REPORT, EnergyPolicy, latest_reports, report
+
+DEPLOYMENT = DeploymentID(name="EnergyLLMServer:m", app_name="llm")
+MODEL = FittedModel(
+    name="small",
+    model="m",
+    device="cpu",
+    latency=LatencyModel(
+        t0_s=0.02, a_s_per_seq=0.001, b_s_per_kv_token=0.0, c_s_per_prefill_token=0.0005
+    ),
+    power=PowerModel(
+        idle_watts=1.0,
+        e0_joules_per_step=0.1,
+        e1_joules_per_seq=0.005,
+        e2_joules_per_kv_token=0.0,
+        e3_joules_per_prefill_token=0.002,
+    ),
+    valid=ValidRange(max_num_seqs=64, max_context_tokens=4096, max_prompt_tokens=2048),
+    residuals=Residuals(
+        step_time_median_ratio=0.05,
+        step_time_p95_ratio=0.1,
+        energy_median_ratio=0.05,
+        samples=100,
+    ),
+)
+
+
+def replica_id(i):
+    return ReplicaID(unique_id=f"r{i}", deployment_id=DEPLOYMENT)
+
+
+def stats(rate=1.0, **more):
+    values = {
+        "num_running": 2.0,
+        "num_waiting": 0.0,
+        "arrival_rate_per_s": rate,
+        "prompt_tokens": 50.0,
+        "output_tokens": 50.0,
+    } | more
+    observation = ReplicaObservation(replica="r", time_s=0.0, max_num_active_seqs=32, **values)
+    return report(observation, ControlSettings(bounds=Bounds(max_num_seqs=64)))
+
+
+def context(per_replica, now_s=1000.0, target=None, age_s=0.5, state=None):
+    raw = {}
+    for i, values in enumerate(per_replica):
+        for name, value in values.items():
+            raw.setdefault(name, {})[replica_id(i)] = [TimeStampedValue(now_s - age_s, value)]
+    count = len(per_replica)
+    return AutoscalingContext(
+        deployment_id=DEPLOYMENT,
+        deployment_name=DEPLOYMENT.name,
+        app_name="llm",
+        current_num_replicas=count,
+        target_num_replicas=count if target is None else target,
+        running_replicas=[replica_id(i) for i in range(count)],
+        total_num_requests=0.0,
+        total_queued_requests=0.0,
+        aggregated_metrics=lambda: {},
+        raw_metrics=lambda: raw,
+        capacity_adjusted_min_replicas=1,
+        capacity_adjusted_max_replicas=8,
+        policy_state=state or {},
+        last_scale_up_time=None,
+        last_scale_down_time=None,
+        current_time=now_s,
+        config=AutoscalingConfig(min_replicas=1, max_replicas=8),
+    )
+
+
+def policy(**energy):
+    return EnergyPolicy(settings=energy, profile=MODEL.to_dict())
+
+
+def test_more_load_than_one_replica_holds_adds_replicas():
+    wanted, state = policy()(context([stats(rate=30.0)]))
+    assert wanted > 1
+    assert json.dumps(state)  # Ray keeps it: plain data
+
+
+def test_a_light_load_needs_one_replica_after_the_dwell():
+    pick = policy(policy={"dwell_down_s": 0.0})
+    state = {}
+    for tick in range(30):
+        wanted, state = pick(
+            context([stats(rate=0.1), stats(rate=0.1)], now_s=1000.0 + 10 * tick, state=state)
+        )
+    assert wanted == 1
+
+
+def test_the_first_ticks_hold_the_target():
+    pick = policy()
+    assert pick(context([], target=3))[0] == 3
+    assert policy()(context([{}], target=2))[0] == 2
+
+
+def test_stale_reports_never_scale_down():
+    pick = policy(policy={"dwell_down_s": 0.0})
+    wanted, _ = pick(context([stats(rate=0.0), stats(rate=0.0)], age_s=60.0))
+    assert wanted == 2
+
+
+def test_advisory_and_off_hold():
+    for mode, code in (("advisory", 1.0), ("off", 0.0)):
+        values = stats(rate=30.0) | {"mode": code}
+        assert policy(policy={"mode": mode})(context([values]))[0] == 1
+
+
+def test_a_live_slo_reaches_the_controller_with_the_reports():
+    slack = stats(rate=4.0) | {"slo_ttft_s": 60.0, "slo_tpot_s": 10.0}
+    tight = stats(rate=4.0) | {"slo_ttft_s": 0.3, "slo_tpot_s": 0.03}
+    assert policy()(context([tight]))[0] > policy()(context([slack]))[0]
+
+
+def test_it_evaluates_twice_a_second_at_most():
+    pick = policy()
+    high, _ = pick(context([stats(rate=30.0)], now_s=1000.0))
+    same, _ = pick(context([stats(rate=0.01)], now_s=1000.1))
+    assert same == high
+
+
+def test_incomplete_reports_are_left_out():
+    values = stats()
+    del values["slo_ttft_s"]
+    assert latest_reports(context([values, stats()])).keys() == {"r1"}
+    assert set(stats()) == set(REPORT)
+
+
+def test_every_report_is_a_plain_finite_number():
+    assert all(isinstance(v, float) and math.isfinite(v) for v in stats().values())
+
+
+def test_ray_default_is_rays_own_rule():
+    pick = EnergyPolicy(settings={"policy": {"name": "ray_default"}}, profile=None)
+    seen = context([stats(rate=1.0)])
+    seen._total_num_requests_value = 7.0  # Ray's target is 2 ongoing requests per replica
+    assert pick(seen)[0] == 4
+
+
+def test_ray_can_pickle_it_and_hand_it_its_kwargs():
+    kwargs = {"settings": {"slo": {"ttft_ms": 900}}, "profile": MODEL.to_dict()}
+    wrapped = AutoscalingPolicy(
+        policy_function="serve_app.ray_policy:EnergyPolicy", policy_kwargs=kwargs
+    )
+    assert wrapped.get_policy()(**wrapped.policy_kwargs)(context([stats()]))[0] >= 1
+
+
+def test_wrong_kwargs_name_the_key():
+    with pytest.raises(Exception, match="energy.slo.ttft_mss"):
+        EnergyPolicy(settings={"slo": {"ttft_mss": 1}})
+
+
+anything = st.one_of(st.floats(), st.integers(-(10**9), 10**9), st.just(-1.0))
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(REPORT), anything), max_size=5), anything)
+def test_nothing_that_replicas_say_makes_it_raise(per_replica, now_s):
+    wanted, state = policy()(context(per_replica, now_s=float(now_s)))
+    assert isinstance(wanted, int)
+    assert isinstance(state, dict)
