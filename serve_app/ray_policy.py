@@ -177,14 +177,16 @@ def latest_reports(context: Any) -> dict[str, dict[str, float]]:
 
 
 def observe(context: Any, reports: dict[str, dict[str, float]], now_s: float) -> Observation:
-    """What the fleet tick sees. Replicas that Ray no longer counts as running are left out."""
+    """What the fleet tick sees. Replicas that Ray no longer counts as running are left out;
+    requests that still wait in Ray's handles count as waiting, spread over all engines."""
     running = {str(getattr(r, "unique_id", r)) for r in context.running_replicas or ()}
+    counted = {n: v for n, v in sorted(reports.items()) if not running or n in running}
+    queued = max(0.0, float(context.total_queued_requests or 0.0)) / max(1, len(counted))
     return Observation(
         now_s=now_s,
         replicas=tuple(
-            _replica(name, values)
-            for name, values in sorted(reports.items())
-            if not running or name in running
+            _replica(name, values | {"num_waiting": values["num_waiting"] + queued})
+            for name, values in counted.items()
         ),
         observed_replicas=context.current_num_replicas,
         requested_replicas=context.target_num_replicas,

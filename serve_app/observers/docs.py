@@ -12,14 +12,15 @@ PATH = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
 def render() -> str:
     """The whole page."""
+    base = ", ".join(f"`{label}`" for label in BASE_LABELS)
     lines = [
         "# Metrics",
         "",
         "Generated from `serve_app/observers/metrics.py` by `make docs`; `make check` compares.",
         "",
-        "Every metric is served twice: at `/metrics` (and `/jouleserve/metrics`) of the application",
-        "under the name below, and in Ray's metrics pipeline with Ray's prefix `ray_` before it.",
-        f"Labels of every metric: {', '.join(f'`{label}`' for label in BASE_LABELS)}; some have more.",
+        "Every metric is served twice: at `/metrics` (and `/jouleserve/metrics`) of the",
+        "application under the name below, and in Ray's metrics pipeline with Ray's prefix `ray_`.",
+        f"Labels of every metric: {base}; some have more.",
         "A value that is not known is an absent series, never 0.",
         "",
         "| name | type | more labels | meaning |",

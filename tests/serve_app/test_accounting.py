@@ -28,9 +28,7 @@ class Ramp:
         reason = "unplugged" if self.lost else None
         source = Source.UNAVAILABLE if self.lost else Source.ESTIMATED
         return (
-            DeviceReading(
-                device=CPU, joules=joules, source=source, reason=reason, draw_watts=None
-            ),
+            DeviceReading(device=CPU, joules=joules, source=source, reason=reason, draw_watts=None),
         )
 
     def idle_watts(self):

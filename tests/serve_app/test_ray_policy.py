@@ -13,7 +13,7 @@ from policies.core.types import Bounds, ControlSettings, ReplicaObservation
 from policies.model.fitted import FittedModel, Residuals, ValidRange
 from policies.model.latency import LatencyModel
 from policies.model.power import PowerModel
-from serve_app.ray_policy import REPORT, EnergyPolicy, latest_reports, report
+from serve_app.ray_policy import REPORT, EnergyPolicy, latest_reports, observe, report
 
 DEPLOYMENT = DeploymentID(name="EnergyLLMServer:m", app_name="llm")
 MODEL = FittedModel(
@@ -71,7 +71,7 @@ def context(per_replica, now_s=1000.0, target=None, age_s=0.5, state=None):
         running_replicas=[replica_id(i) for i in range(count)],
         total_num_requests=0.0,
         total_queued_requests=0.0,
-        aggregated_metrics=lambda: {},
+        aggregated_metrics=dict,
         raw_metrics=lambda: raw,
         capacity_adjusted_min_replicas=1,
         capacity_adjusted_max_replicas=8,
@@ -113,6 +113,13 @@ def test_stale_reports_never_scale_down():
     pick = policy(policy={"dwell_down_s": 0.0})
     wanted, _ = pick(context([stats(rate=0.0), stats(rate=0.0)], age_s=60.0))
     assert wanted == 2
+
+
+def test_requests_in_rays_queue_count_as_waiting():
+    seen = context([stats(), stats()])
+    seen._total_queued_requests_value = 10.0
+    observation = observe(seen, latest_reports(seen), 1000.0)
+    assert [replica.num_waiting for replica in observation.replicas] == [5.0, 5.0]
 
 
 def test_advisory_and_off_hold():

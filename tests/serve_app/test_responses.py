@@ -97,7 +97,8 @@ def body(data, more=False):
 async def test_middleware_rewrites_a_json_answer_and_its_length():
     answer = json.dumps({"id": "cmpl-9", "usage": {}}).encode()
     sent = await asgi(
-        "/v1/completions", [start(b"application/json"), body(answer[:7], more=True), body(answer[7:])]
+        "/v1/completions",
+        [start(b"application/json"), body(answer[:7], more=True), body(answer[7:])],
     )
     data = sent[1]["body"]
     assert json.loads(data)["energy"]["of"] == "cmpl-9"
@@ -107,7 +108,11 @@ async def test_middleware_rewrites_a_json_answer_and_its_length():
 async def test_middleware_annotates_a_stream():
     sent = await asgi(
         "/v1/chat/completions",
-        [start(b"text/event-stream; charset=utf-8"), body(TOKEN.encode(), True), body(DONE.encode())],
+        [
+            start(b"text/event-stream; charset=utf-8"),
+            body(TOKEN.encode(), True),
+            body(DONE.encode()),
+        ],
     )
     assert b": energy" in sent[-1]["body"]
 

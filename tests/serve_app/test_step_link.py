@@ -19,7 +19,9 @@ def link():
 def test_events_arrive_in_order_with_request_ids(link):
     receiver, sender, events = link
     sender.send(StepMessage(kind="a", time_s=1.0, names=[(0, "r-0")], shares=[0, 12, 0, 0]))
-    sender.send(StepMessage(kind="b", time_s=2.0, names=[(1, "r-1")], shares=[0, 12, 0, 12, 1, 0, 1, 5]))
+    sender.send(
+        StepMessage(kind="b", time_s=2.0, names=[(1, "r-1")], shares=[0, 12, 0, 12, 1, 0, 1, 5])
+    )
     sender.send(StepMessage(kind="e", time_s=3.0, finished=[0]))
     receiver.drain()
     assert [event.kind for event in events] == ["a", "b", "e"]
