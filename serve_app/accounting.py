@@ -200,6 +200,19 @@ class EnergyAccountant:
         """The `energy` object of the API (DESIGN §5) for a response."""
         return to_api(self.response_energy(response), self.sources, self.unavailable)
 
+    def totals(self) -> dict[str, float | None]:
+        """The books in joules, all kinds of devices summed; None where nothing is metered."""
+        books = self.books
+        by_kind = {
+            "meter": books.metered,
+            "attributed": books.settled,
+            "open": books.open_joules(),
+            "idle": books.idle,
+            "unattributed": books.unattributed,
+            "prepaid": books.prepaid,
+        }
+        return {k: sum(v.values()) if books.metered else None for k, v in by_kind.items()}
+
     def engine_died(self) -> None:
         """The engine is gone: its running steps end now; open requests settle as they stand."""
         self.drain()

@@ -28,8 +28,33 @@ def error_response(
     return JSONResponse(body, status_code=status, headers=dict(headers or {}))
 
 
+class RetryLater(HTTPException):
+    """No answer now, maybe soon: overload, or no replica that could answer."""
+
+    def __init__(self, status: int, message: str, code: str, retry_after_s: float) -> None:
+        super().__init__(status, message, {"Retry-After": str(math.ceil(retry_after_s))})
+        self.code = code
+
+
+def retry_later(error: Exception) -> RetryLater | None:
+    """What a failed call of a replica means to the client; None for any other error.
+
+    Serve lays plain-text handlers for its own exceptions over an application's, so they have to be
+    translated before they reach the application.
+    """
+    if isinstance(error, BackPressureError):
+        after_s = error.retry_after_s or _RETRY_AFTER_S
+        return RetryLater(error.status_code, f"overloaded: {error.message}", "overloaded", after_s)
+    if isinstance(error, (DeploymentUnavailableError, RayActorError, *FATAL_ENGINE_ERRORS)):
+        message = f"no replica can answer now: {type(error).__name__}"
+        return RetryLater(503, message, "unavailable", _RETRY_AFTER_S)
+    return None
+
+
 async def _http(_: Request, error: Any) -> JSONResponse:
-    code = "model_not_found" if "find base model" in str(error.detail) else None
+    code = getattr(error, "code", None)
+    if code is None and "find base model" in str(error.detail):
+        code = "model_not_found"
     return error_response(error.status_code, str(error.detail), code, error.headers)
 
 
@@ -43,26 +68,9 @@ async def _validation(_: Request, error: Any) -> JSONResponse:
     return error_response(400, f"{where}: {fault['msg']}", "invalid_parameter")
 
 
-async def _overload(_: Request, error: Any) -> JSONResponse:
-    retry_s = math.ceil(error.retry_after_s or _RETRY_AFTER_S)
-    return error_response(
-        error.status_code, f"overloaded: {error}", "overloaded", {"Retry-After": str(retry_s)}
-    )
-
-
-async def _unavailable(_: Request, error: Any) -> JSONResponse:
-    message = f"no replica can answer now: {type(error).__name__}"
-    headers = {"Retry-After": str(math.ceil(_RETRY_AFTER_S))}
-    return error_response(503, message, "unavailable", headers)
-
-
 def use_openai_errors(app: FastAPI) -> FastAPI:
     """Register the handlers on an application."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(OpenAIHTTPException, _openai)
     app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(BackPressureError, _overload)
-    app.add_exception_handler(DeploymentUnavailableError, _unavailable)
-    for lost in (RayActorError, *FATAL_ENGINE_ERRORS):
-        app.add_exception_handler(lost, _unavailable)
     return app

@@ -128,7 +128,8 @@ def _behind_our_ingress(serving: Any) -> serve.Application:
     lora_paths = {
         c.model_id: c.lora_config.dynamic_lora_loading_path for c in configs if c.lora_config
     }
-    return serve.deployment(ingress, **options).bind(
+    # Ray's name: a file may hold options for it under `deployments:`.
+    return serve.deployment(ingress, **{"name": _RAY_INGRESS.__name__, **options}).bind(
         llm_deployments={c.model_id: build_llm_deployment(c) for c in configs},
         model_cards=ray_server.model_cards(configs),
         lora_paths=lora_paths,

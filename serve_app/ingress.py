@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.llm.ingress import OpenAiIngress
 
+from serve_app.api_errors import retry_later
 from serve_app.engine.ray_server import DEFAULT_ENDPOINTS
 from serve_app.ledger import ledger_handle
 from serve_app.responses import error_event
@@ -40,8 +41,8 @@ class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types 
         return JSONResponse(await _ledger().energy.remote())
 
     async def _get_response(self, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        """Ray's stream; a replica that is lost after the first event ends it with an error event
-        instead of a broken connection."""
+        """Ray's stream. A replica that is lost after the first event ends it with an error event
+        instead of a broken connection; before it, the client is told to try again later."""
         started = False
         try:
             async for response in super()._get_response(**kwargs):
@@ -49,7 +50,10 @@ class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types 
                 yield response
         except Exception as error:
             if not started:
-                raise
+                later = retry_later(error)
+                if later is None:
+                    raise
+                raise later from error
             yield [error_event(f"the replica was lost: {type(error).__name__}")]
 
 

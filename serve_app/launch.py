@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from policies.core.errors import ConfigError, EngineError
-from serve_app.settings import find_profile, parse_energy, read_yaml
+from serve_app.settings import find_profile, parse_energy, parse_live, read_yaml
 
 QUESTION = "What is the capital of France?"
 _READY_TIMEOUT_S = 900.0
@@ -62,8 +62,8 @@ class Timings:
 
 
 def read_deployment(path: Path) -> Deployment:
-    """Check a Serve config file: its `energy:` blocks and profiles. Raises ConfigError that names
-    file, key and choices."""
+    """Check a Serve config file: its `energy:` blocks, profiles and live settings. Raises
+    ConfigError that names file, key and choices."""
     data = read_yaml(path)
     applications = data.get("applications") if isinstance(data, dict) else None
     if not isinstance(applications, list) or not applications:
@@ -75,6 +75,9 @@ def read_deployment(path: Path) -> Deployment:
             profile = parse_energy(arguments["energy"], str(path)).profile
             if profile is not None:
                 find_profile(profile)
+            for deployment in application.get("deployments") or []:
+                if str(deployment.get("name", "")).startswith("EnergyLLMServer:"):
+                    parse_live(deployment.get("user_config") or {}, str(path))
         configs += [c for c in arguments.get("llm_configs") or [] if isinstance(c, dict)]
     loading = [c.get("model_loading_config") or {} for c in configs]
     http = data.get("http_options") or {}

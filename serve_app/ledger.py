@@ -29,7 +29,7 @@ Family = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Push:
     """What one replica says: its identity, its metric families, its books (joules, all devices
-    summed; None = unavailable) and its knobs."""
+    summed; None = unavailable), its knobs, and why its last `user_config` is not in force."""
 
     deployment: str
     replica: str
@@ -37,6 +37,7 @@ class Push:
     families: list[Family]
     books: dict[str, float | None]
     knobs: dict[str, float | None]
+    refused_user_config: str | None = None
 
 
 def families_of(registry: CollectorRegistry) -> list[Family]:
@@ -99,7 +100,13 @@ class LedgerState:
             **{f"{name}_joules": value for name, value in sums.items()},
             "num_replicas": len(alive),
             "replicas": [
-                {"deployment": p.deployment, "replica": p.replica, "model": p.model, **p.knobs}
+                {
+                    "deployment": p.deployment,
+                    "replica": p.replica,
+                    "model": p.model,
+                    **p.knobs,
+                    "refused_user_config": p.refused_user_config,
+                }
                 for p in alive
             ],
         }

@@ -16,6 +16,7 @@ from typing import Any
 from ray import serve
 from ray.serve.llm.deployment import LLMServer as RayLLMServer
 
+from policies.core.errors import ConfigError
 from policies.core.types import ReplicaObservation
 from policies.core.window import Window
 from policies.model.fitted import FittedModel
@@ -43,6 +44,8 @@ SETTINGS_KEY = "jouleserve"  # in LLMConfig.experimental_configs: {"energy": ...
 
 class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types for it
     """`ray.serve.llm`'s LLMServer that meters its requests and controls its batch cap."""
+
+    _refused: str | None = None  # why the last `user_config` is not in force
 
     async def start(self) -> None:
         """Open the meter, start the engine, warm it up, then start the control loop.
@@ -148,9 +151,15 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
     # ---- what others read
 
     async def reconfigure(self, user_config: dict[str, Any] | None) -> None:
-        """Ray's lightweight update: the live settings. Raises ConfigError; then the old ones
-        stay."""
-        self._replica.live = parse_live(user_config or {}, "serve config")
+        """Ray's lightweight update: the live settings. Bad ones are refused, visibly, and those in
+        force stay: raising would make Ray stop the replica."""
+        try:
+            self._replica.live = parse_live(user_config or {}, "serve config")
+            self._refused = None
+        except ConfigError as error:
+            self._refused = str(error)
+            self._replica.recorder.failed("config")
+            log.error("refused, the settings in force stay: %s", error)  # noqa: TRY400 - one line
         await self._loop.tick()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -179,31 +188,19 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             raise
 
     def _push(self) -> Push:
-        books = self._replica.accountant.books
-        metered = bool(books.metered)
-
-        def total(by_kind: dict[str, float]) -> float | None:
-            return sum(by_kind.values()) if metered else None
-
         cap, engine = self._replica.cap, self._replica.engine
         return Push(
             deployment=self._context.deployment,
             replica=self._replica.name,
             model=self._llm_config.model_id,
             families=families_of(self._metrics.registry),
-            books={
-                "meter": total(books.metered),
-                "attributed": total(books.settled),
-                "open": total(books.open_joules()),
-                "idle": total(books.idle),
-                "unattributed": total(books.unattributed),
-                "prepaid": total(books.prepaid),
-            },
+            books=self._replica.accountant.totals(),
             knobs={
                 "max_num_active_seqs": cap.in_force.max_num_active_seqs if cap.in_force else None,
                 "num_running": engine.num_running,
                 "num_waiting": engine.num_waiting,
             },
+            refused_user_config=self._refused,
         )
 
 

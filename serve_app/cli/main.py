@@ -39,6 +39,7 @@ COMMANDS: dict[str, Lazy] = {
     "config": Lazy("serve_app.cli.config", "Show what a config file resolves to."),
     "model": Lazy("serve_app.cli.model", "Prepare the default model in the user's cache."),
     "bench": Lazy("serve_app.cli.bench", "Send load to a server; report latency and energy."),
+    "compare": Lazy("serve_app.cli.compare", "Compare with stock ray.serve.llm and bare vLLM."),
     "profile": Lazy("serve_app.cli.profile", "Measure an engine and fit its model."),
     "fit": Lazy("serve_app.cli.fit", "Fit a latency and power model to measured samples."),
     "meter": Lazy("serve_app.cli.meter", "Run a command and meter its energy."),

@@ -152,7 +152,8 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         name="jouleserve_control_errors",
         kind="counter",
-        help="Control ticks that failed, by stage: meter, policy, actuate, report.",
+        help="Control ticks that failed, by stage: meter, policy, actuate, report; "
+        "config: a live update that was refused.",
         labels=("stage",),
     ),
     MetricSpec(

@@ -1,0 +1,1 @@
+"""The same load against bare vLLM, stock `ray.serve.llm` and JouleServe, side by side."""
