@@ -118,7 +118,10 @@ class EnergyAccountant:
         if entry is None or request_id not in entry.open_ids:
             return None
         entry.open_ids.discard(request_id)
-        entry.settled.append(self.books.settle(request_id, now_s))
+        if external_id(request_id) == WARM_UP_ID:
+            self.books.write_off(request_id, now_s)
+        else:
+            entry.settled.append(self.books.settle(request_id, now_s))
         return entry
 
     # ---- meter

@@ -128,13 +128,15 @@ class Running:
             )
 
     def wait_until_ready(self, say: Say) -> dict[str, Any]:
-        """The first answer. Raises EngineError with the log's last lines when serving ends
-        first."""
+        """The first answer. Raises EngineError with the log's last lines when serving ends or
+        the application is refused first (`serve run` itself goes on then)."""
         started_s = time.monotonic()
         told = ""
         while time.monotonic() - started_s < _READY_TIMEOUT_S:
             if self._process.poll() is not None:
                 raise EngineError(f"serving ended before it answered:\n{self.last_lines()}")
+            if self._failed():
+                raise EngineError(f"serving failed:\n{self.last_lines()}")
             answer = self._ask()
             if answer is not None:
                 return answer
@@ -175,6 +177,13 @@ class Running:
                     return stage
         return "starting Ray"
 
+    def _failed(self) -> bool:
+        """Whether Serve has given the application up."""
+        with contextlib.suppress(OSError):
+            text = self.log_path.read_text(errors="replace")
+            return any(mark in text for mark in _GIVEN_UP)
+        return False
+
     def last_lines(self, count: int = 15) -> str:
         """The end of the log; a configuration error alone, if it holds one."""
         lines = self.log_path.read_text(errors="replace").splitlines()
@@ -203,6 +212,7 @@ class Running:
         psutil.wait_procs(left, timeout=10.0)
 
 
+_GIVEN_UP = ("' failed with exception:", "Failed to update the deployments")
 _STAGES = (
     ("Started vLLM engine", "warming up the engine"),
     ("Loading weights took", "preparing the KV cache"),

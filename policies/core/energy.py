@@ -250,6 +250,12 @@ class EnergyBooks:
             coverage_ratio=account.metered_s / seconds if seconds else float(known),
         )
 
+    def write_off(self, request_id: str, now_s: float) -> None:
+        """Close an account whose work served nobody (a warm-up): its joules become idle."""
+        for kind, joules in self.settle(request_id, now_s).joules_by_kind.items():
+            self.settled[kind] -= joules
+            self.idle[kind] = self.idle.get(kind, 0.0) + joules
+
     def _pay_open_window(self, account: _Account) -> None:
         seconds = account.prefill_s + account.decode_s
         if not seconds:

@@ -13,7 +13,7 @@ from policies.sim.trace import TraceRow
 from serve_app.bench.client import Client
 from serve_app.bench.options import Endpoint
 from serve_app.bench.prompts import PromptSource, request_body
-from serve_app.bench.records import RequestRecord
+from serve_app.bench.records import INTERRUPTED, RequestRecord
 
 _TIMEOUT_S = 300.0
 
@@ -92,4 +92,7 @@ async def _work(
             prompt_tokens=cell.prompt_tokens,
             output_tokens=cell.output_tokens,
         )
-        records.append(await client.send(index, row, body))
+        record = await client.send(index, row, body)
+        records.append(record)
+        if record.error == INTERRUPTED:
+            raise asyncio.CancelledError  # which `send` has turned into the record

@@ -49,13 +49,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The cells of one part. `waves`: concurrency → waves per cell."""
+    """The cells of one part. `waves`: concurrency → waves per cell; `done`: → rounds that an
+    earlier session has measured, after which this one goes on counting."""
 
     part: str
     model: str
     options: CompareOptions
     waves: dict[int, int]
     prompts: PromptSource
+    done: dict[int, int] = field(default_factory=dict)
 
     def cell(self, concurrency: int, number: int) -> Cell:
         """Return the load of round `number` (0 = warm-up, one wave) at a concurrency."""
@@ -82,7 +84,7 @@ def warm_up(rig: Rig, plan: Plan, say: Say) -> dict[int, int]:
     The slowest system decides, so that no cell is shorter than two waves or than about `cell_s`.
     """
     slowest: dict[int, float] = {}
-    for system in rig.systems:
+    for system in {system.url: system for system in rig.systems}.values():
         system.prepare()
         for concurrency in plan.options.concurrency:
             found = run_cell(system.url, plan.cell(concurrency, 0), plan.prompts)
@@ -96,9 +98,10 @@ def warm_up(rig: Rig, plan: Plan, say: Say) -> dict[int, int]:
 
 def measure_rounds(rig: Rig, plan: Plan, say: Say) -> Iterator[Row]:
     """Yield a row per cell: rounds, in them concurrencies, in them all systems."""
-    turn = 0
-    for number in range(1, plan.options.rounds + 1):
+    turn = sum(plan.done.values())
+    for step in range(1, plan.options.rounds + 1):
         for concurrency in plan.options.concurrency:
+            number = plan.done.get(concurrency, 0) + step
             for position, system in enumerate(rotated(rig.systems, turn)):
                 system.prepare()
                 settle(_PAUSE_S)
@@ -106,8 +109,8 @@ def measure_rounds(rig: Rig, plan: Plan, say: Say) -> Iterator[Row]:
                 result = run_cell(system.url, plan.cell(concurrency, number), plan.prompts)
                 row = row_of(plan, system, (number, position, concurrency), result, watch.spent())
                 say(
-                    f"{plan.part} round {number}/{plan.options.rounds} c={concurrency} "
-                    f"{system.name}: {row.tokens_per_s:.0f} tokens/s"
+                    f"{plan.part} round {number} c={concurrency} {system.name}: "
+                    f"{row.tokens_per_s:.0f} tokens/s"
                 )
                 yield row
             turn += 1
@@ -165,7 +168,11 @@ def median_or_none(values: Iterable[float]) -> float | None:
 
 
 def idle_check(rig: Rig, seconds: float, pause: Callable[[float], None] = settle) -> dict[str, Any]:
-    """Return CPU seconds by part while nothing is asked, and of how long."""
+    """Return CPU seconds by part while nothing is asked, and of how long.
+
+    The work after the last request (a live update, a window of the control loop) is let go by.
+    """
+    pause(seconds)
     watch = CpuWatch(rig.children)
     pause(seconds)
     return {"wall_s": seconds, "cpu_s": watch.spent()}

@@ -22,6 +22,7 @@ from policies.core.errors import EngineError
 
 _STOP_TIMEOUT_S = 45.0
 _KILL_TIMEOUT_S = 10.0
+_POLL_S = 0.05
 _REPLICA = "ray::ServeReplica:"
 _FRONTS = ("OpenAiIngress", "EnergyIngress", "LLMRouter")  # deployments that hold no engine
 _ENGINES = ("VLLM::EngineCore", "VLLM::Worker")
@@ -106,9 +107,19 @@ class Child:
         for process in self._known:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(list(self._known), timeout=_KILL_TIMEOUT_S)
+        end_s = time.monotonic() + _KILL_TIMEOUT_S
+        while not all(map(ended, self._known)) and time.monotonic() < end_s:
+            time.sleep(_POLL_S)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_KILL_TIMEOUT_S)
+
+
+def ended(process: psutil.Process) -> bool:
+    """Return whether a process runs no more; one that only waits to be reaped does not."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

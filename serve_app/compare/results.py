@@ -31,8 +31,8 @@ def new_run_id() -> str:
 
 
 class ResultFolder:
-    """One run's folder, complete after every row. Opening one that exists adds to it: parts that
-    are measured again replace their rows, others stay. Raises ConfigError for a bad id."""
+    """One run's folder, complete after every row. Opening one that exists adds rounds to it, in a
+    session of its own. Raises ConfigError for a bad id."""
 
     def __init__(self, run_id: str, root: Path = RESULTS) -> None:
         if not _RUN_ID.match(run_id):
@@ -46,8 +46,7 @@ class ResultFolder:
         self._session: Section = {}
 
     def begin(self, options: CompareOptions) -> None:
-        """Note a session: commit, machine, versions, options. Drops the rows of its parts."""
-        self.rows = [row for row in self.rows if row["part"] not in options.parts]
+        """Note a session: commit, machine, versions, options."""
         self._session = {
             "started_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
             "source": commit(REPOSITORY),
@@ -59,6 +58,14 @@ class ResultFolder:
         }
         self.manifest["sessions"].append(self._session)
         self.write()
+
+    def rounds_done(self, part: str) -> dict[int, int]:
+        """Return concurrency → the last round that a part has there."""
+        done: dict[int, int] = {}
+        for row in self.rows:
+            if row["part"] == part and "concurrency" in row:
+                done[row["concurrency"]] = max(done.get(row["concurrency"], 0), row["round"])
+        return done
 
     def note(self, name: str, value: Any) -> None:
         """Add something to the session: a config, the idle check."""
@@ -86,7 +93,7 @@ class ResultFolder:
             "run_id": self.manifest["run_id"],
             "machine": sessions[-1]["machine"] if sessions else {},
             "interrupted": any(session["interrupted"] for session in sessions),
-            "notes": [note for session in sessions for note in session["notes"]],
+            "notes": list(dict.fromkeys(note for s in sessions for note in s["notes"])),
         }
 
     def document(self) -> Section:

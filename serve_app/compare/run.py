@@ -12,7 +12,7 @@ from serve_app.compare.dynamic import run_dynamic
 from serve_app.compare.measure import Plan, idle_check, measure_rounds, warm_up
 from serve_app.compare.options import CompareOptions, Part
 from serve_app.compare.results import ResultFolder
-from serve_app.compare.systems import Say, closed_loop_rig, one_replica_each
+from serve_app.compare.systems import RAY_NICENESS, Say, closed_loop_rig, one_replica_each
 
 _IDLE_S = 5.0
 _IDLE_LIMIT_RATIO = 0.05  # of one core
@@ -45,13 +45,21 @@ def _closed_loop(
     apps = one_replica_each(direct=part is Part.DIRECT, profile=options.profile)
     with closed_loop_rig(base, apps, logs, say) as rig:
         prompts = prompt_source(base.model, None, options.seed)
-        plan = Plan(part=part.value, model=base.model, options=options, waves={}, prompts=prompts)
+        plan = Plan(
+            part=part.value,
+            model=base.model,
+            options=options,
+            waves={},
+            prompts=prompts,
+            done=folder.rounds_done(part.value),
+        )
         plan = replace(plan, waves=warm_up(rig, plan, say))
         idle = idle_check(rig, _IDLE_S)
         folder.note(f"{part}_configs", rig.configs)
         folder.note(f"{part}_waves", {str(c): waves for c, waves in plan.waves.items()})
         folder.note(f"{part}_idle", idle)
         folder.remark(idle_remark(part, idle))
+        folder.remark(f"{part}: bare vLLM ran at Ray's own worker niceness, {RAY_NICENESS}")
         folder.remark(f"{part}: prompts from {prompts.note}")
         for row in measure_rounds(rig, plan, say):
             folder.add(row.to_dict())

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 import yaml
 
 from policies.core.errors import EngineError
@@ -30,6 +31,7 @@ from serve_app.compare.loopback import fetch, free_port
 from serve_app.compare.processes import Child, Command, wait_until
 
 READY_TIMEOUT_S = 900.0
+RAY_NICENESS = 15  # Ray's default `worker_niceness`
 _SWITCH_TIMEOUT_S = 60.0
 _DASHBOARD = re.compile(r"View the dashboard at\D*(http://[\d.]+:\d+)")
 _ENVIRONMENT = {
@@ -171,7 +173,10 @@ def one_replica_each(*, direct: bool, profile: str | None) -> list[AppPlan]:
 
 @contextlib.contextmanager
 def start_bare(base: Base, folder: Path) -> Iterator[tuple[Child, int]]:
-    """Start vLLM's own API server; yields it and its port."""
+    """Start vLLM's own API server; yields it and its port.
+
+    It gets the priority of Ray's workers, so that what else runs here holds up all alike.
+    """
     port = free_port()
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command = Command(
@@ -181,6 +186,7 @@ def start_bare(base: Base, folder: Path) -> Iterator[tuple[Child, int]]:
         log=folder / "bare.log",
     )
     with Child(command) as child:
+        psutil.Process(child.pid).nice(RAY_NICENESS)
         yield child, port
 
 

@@ -66,6 +66,7 @@ class StepSender:
 
     def send(self, message: StepMessage) -> None:
         """Queue and flush. A reader that is gone or far behind costs messages, not steps."""
+        self._flush()  # a reader that has caught up loses nothing more
         if len(self._backlog) > _MAX_BACKLOG_BYTES:
             self._dropped = True
         else:

@@ -159,6 +159,17 @@ def test_warm_up_is_no_arrival(rig):
     assert accountant.arrivals.mean(time.monotonic()) == 20
 
 
+def test_warm_up_joules_are_idle_not_a_request(rig):
+    accountant, sender, _ = rig
+    handle = arrive(sender, "jouleserve-warm-up-0a1b2c3d")
+    step(sender, handle, finished=[handle])
+    accountant.close_window()
+    totals = accountant.totals()
+    assert totals["attributed"] == pytest.approx(0.0, abs=1e-9)
+    assert totals["idle"] == pytest.approx(totals["meter"])
+    balance(accountant)
+
+
 def test_no_back_end_at_all_is_said_everywhere():
 
     accountant = EnergyAccountant(EnergyMeter(["rapl"]))
