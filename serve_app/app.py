@@ -17,10 +17,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.llm import LLMServingArgs, build_llm_deployment
 from ray.serve.llm import build_openai_app as ray_build_openai_app
 
+from policies.core.errors import ConfigError
 from policies.core.types import Mode
 from serve_app.api_errors import use_openai_errors
 from serve_app.deciders import load_profile
@@ -44,10 +47,18 @@ NEUTRAL_AUTOSCALING = {
 SOURCE = "application args"
 
 
+class Refused(ConfigError, RayServeException):  # type: ignore[misc]  # Ray ships no types for it
+    """Wrong arguments. Serve shows the message of its own exceptions as it is, and does not try to
+    build again; any other exception is tried four times and ends as a traceback."""
+
+
 def build_openai_app(args: dict[str, Any]) -> serve.Application:
     """The Ray Serve application for Ray's own arguments plus `energy:`. Raises ConfigError with one
-    readable line when the block is wrong, and what Ray raises when the rest is."""
-    serving, _ = equip_all(args)
+    readable line when they are wrong."""
+    try:
+        serving, _ = equip_all(args)
+    except ConfigError as error:
+        raise Refused(str(error)) from None
     if ray_server.direct_streaming() or serving.ingress_cls_config.ingress_cls is not _RAY_INGRESS:
         return ray_build_openai_app(dict(serving))
     return _behind_our_ingress(serving)
@@ -55,11 +66,16 @@ def build_openai_app(args: dict[str, Any]) -> serve.Application:
 
 def equip_all(args: dict[str, Any]) -> tuple[LLMServingArgs, EnergySettings]:
     """Ray's arguments with our hooks in every model, and the settings in force. Needs no cluster.
-    Raises ConfigError, and pydantic's ValidationError for Ray's own part."""
+    Raises ConfigError that names the key."""
     given = dict(args)
     block = given.pop("energy", None)
     energy = parse_energy(block, SOURCE) if block is not None else metering_only()
-    serving = LLMServingArgs.model_validate(given)
+    try:
+        serving = LLMServingArgs.model_validate(given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        raise ConfigError(f"{SOURCE}: {key}: {fault['msg']}") from None
     profile = load_profile(energy.profile)
     for config in serving.llm_configs:
         equip(config, energy, profile.to_dict() if profile else None, named=block is not None)

@@ -8,8 +8,10 @@ every failure end all of it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -136,7 +138,7 @@ class Running:
             if self._process.poll() is not None:
                 raise EngineError(f"serving ended before it answered:\n{self.last_lines()}")
             if self._failed():
-                raise EngineError(f"serving failed:\n{self.last_lines()}")
+                raise EngineError(f"serving failed: {self.last_lines()}")
             answer = self._ask()
             if answer is not None:
                 return answer
@@ -185,11 +187,12 @@ class Running:
         return False
 
     def last_lines(self, count: int = 15) -> str:
-        """The end of the log; a configuration error alone, if it holds one."""
+        """The end of the log; if our builder refused the arguments, its one line alone."""
         lines = self.log_path.read_text(errors="replace").splitlines()
-        faults = [line for line in lines if "ConfigError:" in line]
-        if faults:
-            return faults[-1].split("ConfigError:", 1)[1].strip()
+        for mark, following in reversed(list(itertools.pairwise(lines))):
+            fault = _PREFIX.sub("", following)
+            if _REFUSED in mark and not fault.startswith("Traceback") and "ray::" not in fault:
+                return fault.strip()
         return "\n".join(lines[-count:])
 
     def wait(self) -> int:
@@ -212,7 +215,9 @@ class Running:
         psutil.wait_procs(left, timeout=10.0)
 
 
-_GIVEN_UP = ("' failed with exception:", "Failed to update the deployments")
+_REFUSED = "' failed with exception:"
+_PREFIX = re.compile(r"^\(\S+ pid=\d+\) ")
+_GIVEN_UP = (_REFUSED, "Failed to update the deployments")
 _STAGES = (
     ("Started vLLM engine", "warming up the engine"),
     ("Loading weights took", "preparing the KV cache"),

@@ -33,18 +33,12 @@ def _application(application: dict[str, Any], path: Path) -> dict[str, Any]:
 def _arguments(arguments: dict[str, Any], path: Path) -> dict[str, Any]:
     if "energy" in arguments:
         parse_energy(arguments["energy"], str(path))  # before the slow imports
-    from pydantic import ValidationError
-
     from serve_app.app import SOURCE, equip_all
 
     try:
         serving, energy = equip_all(arguments)
     except ConfigError as error:
         raise ConfigError(str(error).replace(f"{SOURCE}: ", f"{path}: ", 1)) from None
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        raise ConfigError(f"{path}: args.{key}: {fault['msg']}") from None
     return {
         **arguments,
         "llm_configs": [_plain(config) for config in serving.llm_configs],

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from policies.core.errors import ConfigError
-from serve_app.launch import read_deployment, require_free_port
+from serve_app.launch import Running, read_deployment, require_free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,3 +105,37 @@ def test_a_run_that_will_not_stop_is_killed_with_its_children(tmp_path, monkeypa
     assert len(family) == 2
     running.stop()
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (
+            (
+                "(ServeController pid=7) ERROR 12:00 -- Deploying app 'llm' failed with exception:\n"
+                "(ServeController pid=7) application args: energy.slo.ttft_mss: unknown key\n"
+                "(raylet) more\n"
+            ),
+            "application args: energy.slo.ttft_mss: unknown key",
+        ),
+        (
+            (
+                "(ServeController pid=7) ERROR 12:00 -- Deploying app 'llm' failed with exception:\n"
+                "(ServeController pid=7) Traceback (most recent call last):\n"
+                "(ServeController pid=7) ImportError: no such module\n"
+            ),
+            (
+                "(ServeController pid=7) Traceback (most recent call last):\n"
+                "(ServeController pid=7) ImportError: no such module"
+            ),
+        ),
+    ],
+)
+def test_what_serve_says_of_an_application_that_it_gave_up(tmp_path, log, told):
+    running = Running.__new__(Running)
+    running.log_path = tmp_path / "serve.log"
+    running.log_path.write_text("all is well\n")
+    assert not running._failed()
+    running.log_path.write_text(log)
+    assert running._failed()
+    assert running.last_lines(count=2) == told

@@ -1,0 +1,39 @@
+"""The one running service of the test_serve_* files.
+
+Those files share it in the order of their names; the last one ends it. Up in about two minutes:
+the first test that uses it pays for that.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders out
+
+from running_service import Service
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory):
+    """`jouleserve serve`, ready to answer."""
+    service = Service(tmp_path_factory.mktemp("service"))
+    try:
+        service.wait_until_ready()
+        yield service
+    finally:
+        try:
+            service.stop()
+        finally:
+            for process in service.processes():
+                process.kill()
+
+
+@pytest.fixture
+def client(service):
+    """OpenAI's own client."""
+    import openai
+
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=60)

@@ -1,0 +1,85 @@
+"""Live updates: `serve deploy` of an edited file moves the knobs and keeps the processes."""
+
+from __future__ import annotations
+
+import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from running_service import eventually
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(420)]
+
+
+def replica(service):
+    (one,) = service.energy()["replicas"]
+    return one
+
+
+def test_a_live_update_moves_the_cap_and_keeps_the_process(service):
+    pids = service.replica_pids()
+    live = {"max_num_active_seqs": 4, "mode": "advisory", "slo": {"ttft_ms": 700}}
+    done = service.deploy(service.edited(user_config=live))
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: replica(service)["max_num_active_seqs"] == 4, 20, "the cap is 4")
+
+    def ask(i):
+        return service.chat(f"Count to {i}.", max_tokens=80, ignore_eos=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, i) for i in range(8)]
+        seen = []
+        while not all(answer.done() for answer in answers):
+            seen.append(replica(service)["num_running"])
+            time.sleep(0.3)
+        assert all(answer.result()["usage"]["completion_tokens"] == 80 for answer in answers)
+    assert 0 < max(seen) <= 4
+    service.put(service.config)
+    eventually(lambda: replica(service)["max_num_active_seqs"] > 4, 20, "the policy has the cap")
+    assert service.replica_pids() == pids
+
+
+def test_a_wrong_live_update_is_refused_readably_and_the_service_lives(service):
+    pids = service.replica_pids()
+    service.put(service.edited(user_config={"max_num_active_seqs": 3}))
+    eventually(lambda: replica(service)["max_num_active_seqs"] == 3, 20, "the cap is 3")
+    service.put(service.edited(user_config={"max_num_active_seqz": 5}))
+
+    def refused():
+        return replica(service)["refused_user_config"]
+
+    reason = eventually(refused, 20, "the refusal is told")
+    assert reason.endswith(
+        "user_config.max_num_active_seqz: unknown key (allowed: slo, mode, max_num_active_seqs)"
+    )
+    assert reason in service.log.read_text()
+    assert replica(service)["max_num_active_seqs"] == 3  # the settings in force stay
+    assert service.counted("jouleserve_control_errors_total", stage="config") == 1
+    assert (
+        "Paris"
+        in service.chat("What is the capital of France?")["choices"][0]["message"]["content"]
+    )
+    service.put(service.config)
+    eventually(lambda: not refused(), 20, "a good update clears the refusal")
+    assert service.replica_pids() == pids
+
+
+def test_a_typo_in_the_energy_block_is_refused_in_a_line_and_the_old_version_serves(service):
+    """What `serve run` and `serve deploy` make of it: Ray builds the application in its cluster."""
+    pids = service.replica_pids()
+    config = copy.deepcopy(service.config)
+    config["applications"][0]["args"]["energy"]["slo"] = {"ttft_mss": 800}
+    service.put(config)
+    eventually(lambda: service.status()["status"] == "DEPLOY_FAILED", 90, "the build fails")
+    first, fault = service.status()["message"].strip().splitlines()
+    assert first == "Deploying app 'llm' failed with exception:"
+    assert fault == (
+        "application args: energy.slo.ttft_mss: unknown key (allowed: ttft_ms, tpot_ms, percentile)"
+    )
+    (told,) = [line for line in service.log.read_text().splitlines() if fault in line]  # serve run
+    assert "Traceback" not in told
+    assert service.chat("Hi", max_tokens=2)["usage"]["completion_tokens"] == 2
+    service.put(service.config)
+    eventually(lambda: service.status()["status"] == "RUNNING", 60, "the good file is back")
+    assert service.replica_pids() == pids
