@@ -46,9 +46,14 @@ def retry_later(error: Exception) -> RetryLater | None:
         after_s = error.retry_after_s or _RETRY_AFTER_S
         return RetryLater(error.status_code, f"overloaded: {error.message}", "overloaded", after_s)
     if isinstance(error, (DeploymentUnavailableError, RayActorError, *FATAL_ENGINE_ERRORS)):
-        message = f"no replica can answer now: {type(error).__name__}"
-        return RetryLater(503, message, "unavailable", _RETRY_AFTER_S)
+        return unavailable(error)
     return None
+
+
+def unavailable(error: Exception) -> RetryLater:
+    """503: whoever should answer is gone and will be replaced."""
+    message = f"nobody can answer now: {type(error).__name__}"
+    return RetryLater(503, message, "unavailable", _RETRY_AFTER_S)
 
 
 async def _http(_: Request, error: Any) -> JSONResponse:

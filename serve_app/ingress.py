@@ -9,9 +9,10 @@ from fastapi import Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.llm.ingress import OpenAiIngress
 
-from serve_app.api_errors import retry_later
+from serve_app.api_errors import retry_later, unavailable
 from serve_app.engine.ray_server import DEFAULT_ENDPOINTS
 from serve_app.ledger import ledger_handle
 from serve_app.responses import error_event
@@ -29,7 +30,7 @@ class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types 
 
     async def metrics(self) -> Response:
         """One scrape URL for all replicas of the application."""
-        text = await _ledger().exposition.remote()
+        text = await _from_ledger("exposition")
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def application_metrics(self) -> Response:
@@ -38,7 +39,7 @@ class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types 
 
     async def application_energy(self) -> Response:
         """The application's books and replicas, as JSON."""
-        return JSONResponse(await _ledger().energy.remote())
+        return JSONResponse(await _from_ledger("energy"))
 
     async def _get_response(self, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Ray's stream. A replica that is lost after the first event ends it with an error event
@@ -57,5 +58,10 @@ class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types 
             yield [error_event(f"the replica was lost: {type(error).__name__}")]
 
 
-def _ledger() -> Any:
-    return ledger_handle(serve.get_replica_context().app_name)
+async def _from_ledger(what: str) -> Any:
+    """The ledger's "energy" or "exposition"; while it restarts, the client is told to wait."""
+    try:
+        ledger = ledger_handle(serve.get_replica_context().app_name)
+        return await getattr(ledger, what).remote()
+    except RayActorError as error:
+        raise unavailable(error) from error

@@ -168,7 +168,11 @@ class Ledger:
 
 
 def ledger_handle(application: str) -> Any:
-    """The application's ledger actor, made on first use. Raises what Ray raises."""
+    """The application's ledger actor, made on first use. Raises what Ray raises.
+
+    "DEFAULT" keeps it out of the placement group of the replica that asks first: there it would
+    die with that replica, and with it the joules of all replicas that are gone.
+    """
     return (
         ray.remote(Ledger)
         .options(
@@ -177,6 +181,7 @@ def ledger_handle(application: str) -> Any:
             get_if_exists=True,
             lifetime="detached",
             num_cpus=0,
+            scheduling_strategy="DEFAULT",
             max_restarts=-1,
         )
         .remote()

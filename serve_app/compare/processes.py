@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,14 @@ class Child:
         return "\n".join(lines[-count:])
 
     def stop(self) -> None:
-        """End the tree: as Ctrl-C would, then whatever of it is left. Safe to call twice."""
+        """End the tree: as Ctrl-C would, then whatever of it is left. Safe to call twice.
+
+        A second Ctrl-C meanwhile is not heard: it would leave the rest running.
+        """
+        with _undisturbed():
+            self._stop()
+
+    def _stop(self) -> None:
         self.family()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGINT)
@@ -112,6 +120,20 @@ class Child:
             time.sleep(_POLL_S)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_KILL_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM for the block; only the main thread gets any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def ended(process: psutil.Process) -> bool:

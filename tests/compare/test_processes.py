@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
 
 import psutil
@@ -111,6 +114,19 @@ def test_an_orphan_that_was_seen_once_is_ended_too(start):
     eventually(lambda: not psutil.pid_exists(child.pid) or not child.family()[1:])
     child.stop()
     assert all(map(ended, family))
+
+
+def test_a_second_ctrl_c_does_not_leave_a_half_stopped_tree(start, monkeypatch):
+    monkeypatch.setattr("serve_app.compare.processes._STOP_TIMEOUT_S", 0.6)
+    child = start("trap '' INT; sleep 60 & wait")
+    eventually(lambda: len(child.family()) >= 2)
+    family = child.family()
+    impatient = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    impatient.start()
+    child.stop()
+    impatient.join()
+    assert all(map(ended, family))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ended_is_not_said_of_the_living(start):
