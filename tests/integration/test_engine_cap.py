@@ -165,6 +165,7 @@ async def test_a_reader_that_lags_costs_messages_not_answers(engine):
     assert [tokens for _, tokens, *_ in answers] == [400] * 16
     gaps = engine.receiver.dropped_gaps
     engine.watched = True
+    await engine.quiet()  # the reader has caught up with what the socket holds
     name, tokens, *_ = await engine.generate(20)
     events = await engine.quiet()
     assert tokens == 20

@@ -94,7 +94,7 @@ class Engine:
 
     async def until_running(self, count, apart_from=frozenset()):
         """Until a step holds `count` requests, and none of those named."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not any(
                 len(step) >= count and not step & apart_from for step in self.steps()[-1:]
             ):
