@@ -7,7 +7,7 @@ from typing import Protocol
 
 from policies.core.guard import GuardContext, Guarded, guard, watts
 from policies.core.objective import PerfModel, Question, predict_or_none
-from policies.core.observe import View, fleet_load, observe, present_point
+from policies.core.observe import View, fleet_load, misses, observe, present_point
 from policies.core.plan import Plan, Situation, make_plan
 from policies.core.record import decision_to_dict, state_from_dict, state_to_dict
 from policies.core.types import (
@@ -94,13 +94,15 @@ def conclude(
     old, new, now_s = decision.present, decision.chosen, decision.time_s
     rose = new.num_replicas > old.num_replicas or _limit(new) > _limit(old)
     fell = new.num_replicas < old.num_replicas or _limit(new) < _limit(old)
+    relieved = relief and decision.moves
     return decision, ControlState(
         last_move_up_s=now_s if rose else state.last_move_up_s,
         last_move_down_s=now_s if fell else state.last_move_down_s,
         last_cap_move_s=(
             now_s if new.max_num_active_seqs != old.max_num_active_seqs else state.last_cap_move_s
         ),
-        last_relief_s=now_s if relief and decision.moves else state.last_relief_s,
+        last_relief_s=now_s if relieved else state.last_relief_s,
+        last_relief_rate_per_s=_rate(decision) if relieved else state.last_relief_rate_per_s,
         last_decision=decision,
     )
 
@@ -146,8 +148,18 @@ def _context(plan: Plan, situation: Situation) -> GuardContext:
         state=situation.state,
         urgent=plan.urgent,
         exempt=plan.exempt,
-        no_less="a running replica has no fresh report" if view.partial else "",
+        no_less=_no_less(view, situation.settings),
+        rate_per_s=view.load.arrival_rate_per_s if view.load is not None else 0.0,
     )
+
+
+def _no_less(view: View, settings: ControlSettings) -> str:
+    """Why capacity may not shrink now, or the empty text."""
+    if view.partial:
+        return "a running replica has no fresh report"
+    if any(misses(view.fresh, settings.slo)):
+        return "measured latency misses the SLO"
+    return ""
 
 
 def _decision(plan: Plan, moved: Guarded, situation: Situation) -> Decision:
@@ -166,6 +178,10 @@ def _decision(plan: Plan, moved: Guarded, situation: Situation) -> Decision:
         load=view.load,
         notes=plan.notes + moved.notes,
     )
+
+
+def _rate(decision: Decision) -> float | None:
+    return decision.load.arrival_rate_per_s if decision.load is not None else None
 
 
 def _limit(point: OperatingPoint) -> float:

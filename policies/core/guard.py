@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from policies.core.types import Bounds, ControlSettings, ControlState, Knob, OperatingPoint
 
-RELIEF_HOLD = 10.0  # x dwell_down_s: how long a measured SLO miss forbids moves towards less
+RELIEF_HOLD = 10.0  # x dwell_down_s: how long a measured SLO miss forbids moves towards less,
+RELIEF_LOAD_RATIO = 0.5  # unless the load has fallen to this share of what it was then
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +17,7 @@ class GuardContext:
 
     `urgent`: the SLO is at risk, so nothing may go down except the cap, which then need not dwell.
     `exempt`: the safe point, which obeys bounds only. `no_less`: a reason not to move towards fewer
-    replicas or a lower limit, or the empty text.
+    replicas or a lower limit, or the empty text. `rate_per_s`: the present load.
     """
 
     now_s: float
@@ -26,6 +27,7 @@ class GuardContext:
     urgent: bool = False
     exempt: bool = False
     no_less: str = ""
+    rate_per_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +162,8 @@ def _cap(
     if wanted == now:
         return now
     settings, elapsed_s = context.settings, since(context.now_s, context.state.last_cap_move_s)
-    dwell_s = settings.dwell_up_s if wanted > now else settings.dwell_down_s
+    relieved = since(context.now_s, context.state.last_relief_s) < settings.dwell_down_s
+    dwell_s = settings.dwell_up_s if wanted > now and not relieved else settings.dwell_down_s
     if not context.urgent and not elapsed_s >= dwell_s:
         notes.append(f"dwell: batch cap moved {elapsed_s:.1f} s ago, {dwell_s:g} s needed")
         return now
@@ -193,7 +196,10 @@ def _may_fall(context: GuardContext, what: str, notes: list[str]) -> bool:
     if not elapsed_s >= dwell_s:
         notes.append(f"dwell: {what} moved {elapsed_s:.1f} s ago, {dwell_s:g} s needed")
         return False
-    if not since(context.now_s, state.last_relief_s) >= RELIEF_HOLD * dwell_s:
-        notes.append(f"hold: {what} may not fall so soon after a measured SLO miss")
+    recent = not since(context.now_s, state.last_relief_s) >= RELIEF_HOLD * dwell_s
+    then_per_s = state.last_relief_rate_per_s
+    if recent and not (then_per_s and context.rate_per_s <= RELIEF_LOAD_RATIO * then_per_s):
+        # The model was wrong there; far below that load the same error does less harm.
+        notes.append(f"hold: {what} may not fall so soon after a measured SLO miss at this load")
         return False
     return True

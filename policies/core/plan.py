@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from policies.core.errors import ModelError, NotFitted
-from policies.core.guard import cap_step, project, safe_point, since
+from policies.core.guard import project, safe_point, since
 from policies.core.objective import (
     Choice,
     PerfModel,
@@ -175,8 +175,9 @@ def _relief(situation: Situation) -> OperatingPoint | None:
     """One step to more capacity when measured latency misses the SLO; None when there is none.
 
     In this order: the next higher power limit; one more replica; the cap, down when TPOT misses
-    (fewer requests share a step), up when only TTFT does (more leave the queue). Only when nothing
-    has moved for `dwell_down_s`, since the measurement must show the present point.
+    (fewer requests share a step), up when only TTFT does (more leave the queue), by a share of
+    itself: a fixed step would throw a small cap to the floor. Only when nothing has moved for
+    `dwell_down_s`, since the measurement must show the present point.
     """
     view, state, settings = situation.view, situation.state, situation.settings
     late_ttft, late_tpot = misses(view.fresh, settings.slo)
@@ -195,7 +196,8 @@ def _relief(situation: Situation) -> OperatingPoint | None:
         return replace(present, num_replicas=more) if more <= bounds.max_replicas else None
     if Knob.MAX_NUM_ACTIVE_SEQS not in free:
         return None
-    step = -cap_step(settings) if late_tpot else cap_step(settings)
+    ratio = settings.max_active_seqs_step_ratio
+    step = max(1, int(ratio * present.max_num_active_seqs)) * (-1 if late_tpot else 1)
     cap = max(present.max_num_active_seqs + step, bounds.min_active_seqs)
     cap = min(cap, bounds.max_num_seqs)
     return replace(present, max_num_active_seqs=cap) if cap != present.max_num_active_seqs else None

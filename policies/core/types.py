@@ -206,5 +206,6 @@ class ControlState:
     last_move_up_s: float | None = None
     last_move_down_s: float | None = None
     last_relief_s: float | None = None  # when a measured SLO miss last asked for more capacity
+    last_relief_rate_per_s: float | None = None  # the load at that moment, requests/s
     last_cap_move_s: float | None = None  # the batch cap keeps its own clock
     last_decision: Decision | None = None

@@ -274,11 +274,40 @@ def test_relief_of_a_replica_is_power_first_then_the_cap():
     slower, _ = tick(
         seen(0.0, own, rate=2.0, tpot_s=0.05), ControlState(), SETTINGS, H100, REPLICA_TICK
     )
-    assert slower.chosen.max_num_active_seqs == own.max_num_active_seqs - 64
+    cap = own.max_num_active_seqs
+    assert slower.chosen.max_num_active_seqs == cap - cap // 4
     queueing, _ = tick(
         seen(0.0, own, rate=2.0, ttft_s=5.0), ControlState(), SETTINGS, H100, REPLICA_TICK
     )
-    assert queueing.chosen.max_num_active_seqs == min(own.max_num_active_seqs + 64, 256)
+    assert queueing.chosen.max_num_active_seqs == min(cap + cap // 4, 256)
+
+
+def test_relief_does_not_throw_a_small_cap_to_the_floor_and_is_not_undone_at_once():
+    late = {"rate": 2.0, "tpot_s": 0.05}
+    own = point(1, 12)
+    decision, state = tick(seen(0.0, own, **late), ControlState(), SETTINGS, H100, REPLICA_TICK)
+    assert decision.chosen.max_num_active_seqs == 9
+    undo, state = tick(seen(6.0, decision.chosen, rate=2.0), state, SETTINGS, H100, REPLICA_TICK)
+    assert undo.chosen.max_num_active_seqs == 9
+    undo, _ = tick(seen(31.0, decision.chosen, rate=2.0), state, SETTINGS, H100, REPLICA_TICK)
+    assert undo.chosen.max_num_active_seqs > 9
+
+
+def test_after_relief_the_fleet_shrinks_when_the_load_has_fallen_well_below_that_of_the_miss():
+    slow = {"ttft_s": 3.0, "rate": 4.0}
+    settled, _ = settle(point(), rate=4.0)
+    decision, state = tick(
+        seen(1000.0, settled.chosen, **slow), ControlState(), SETTINGS, H100, FLEET_TICK
+    )
+    assert decision.chosen.num_replicas == 2
+    where = decision.chosen
+    near, _ = tick(seen(1040.0, where, rate=2.1), state, SETTINGS, H100, FLEET_TICK)
+    assert not near.moves
+    missing = {"rate": 1.9, "ttft_s": 3.0}
+    missed, _ = tick(seen(1040.0, where, **missing), state, SETTINGS, H100, FLEET_TICK)
+    assert missed.chosen.num_replicas >= 2
+    low, _ = tick(seen(1040.0, where, rate=1.9), state, SETTINGS, H100, FLEET_TICK)
+    assert low.chosen.num_replicas == 1
 
 
 def test_nothing_feasible_takes_the_least_bad_point_and_says_so():

@@ -106,7 +106,7 @@ all_bounds = st.builds(
 times = st.one_of(st.none(), st.floats(-100.0, 200.0), any_float)
 states = st.builds(
     ControlState, last_move_up_s=times, last_move_down_s=times, last_cap_move_s=times,
-    last_relief_s=times,
+    last_relief_s=times, last_relief_rate_per_s=times,
 )  # fmt: skip
 frees = st.frozensets(st.sampled_from(Knob))
 
