@@ -12,14 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from policies.core.energy import EnergyBooks, RequestEnergy, Weigher, token_weights
+from policies.core.attribution import RequestEnergy, TokenWeigher, Weigher
+from policies.core.energy import EnergyBooks
 from policies.core.window import Window
+from policies.model.attribution import ModelWeigher
+from policies.model.fitted import FittedModel
 from serve_app.engine.access import WARM_UP_ID, external_id, response_id
 from serve_app.engine.step_link import StepEvent, StepReceiver
-from serve_app.meters import DeviceReading, EnergyMeter, Source
+from serve_app.meter_windows import WindowReader
+from serve_app.meters import EnergyMeter, Source
 
 _KEPT_RESPONSES = 4096
-_MIN_WINDOW_S = {Source.COUNTER: 0.1, Source.INTEGRATED: 0.1, Source.ESTIMATED: 0.02}
 _HORIZON_S = 30.0
 
 
@@ -47,24 +50,18 @@ class EnergyAccountant:
     found while detokenising) settles its request itself. Either way once.
     """
 
-    def __init__(self, meter: EnergyMeter, weigher: Weigher = token_weights) -> None:
+    def __init__(self, meter: EnergyMeter, weigher: Weigher | None = None) -> None:
         self._meter = meter
         self.receiver = StepReceiver(self._on_event)
         self.books = EnergyBooks(time.monotonic(), weigher)
         self.arrivals = Window(_HORIZON_S)  # value: prompt tokens
         self.on_aborted: Callable[[RequestEnergy], None] | None = None
         self.on_step: Callable[[StepEvent], None] | None = None
-        self.draw_watts: dict[str, float] = {}
-        self.sources: dict[str, str] = {}
-        self.unavailable: dict[str, str] = dict(meter.unavailable)
-        self.last_reading_s: float | None = None
+        self.windows = WindowReader(meter, time.monotonic())
         self._idle_watts: dict[str, float] = {}
         self._responses: OrderedDict[str, _Response] = OrderedDict()
         self._finished: list[str] = []  # internal ids the engine is done with, not settled yet
         self._aborted: list[str] = []
-        self._last_joules: dict[str, float] = {}
-        self._last_close_s = time.monotonic()
-        self._min_window_s = 0.02
         self._read()
 
     # ---- engine events
@@ -133,40 +130,16 @@ class EnergyAccountant:
 
     def _refresh(self) -> None:
         """Read the meter unless the last reading is fresher than it can resolve."""
-        if time.monotonic() - self._last_close_s >= self._min_window_s:
+        if time.monotonic() - self.windows.last_close_s >= self.windows.min_window_s:
             self._read()
 
     def _read(self) -> None:
-        reading = self._meter.read()
-        total: dict[str, float] = {}
-        for device in reading.devices:
-            self._note_source(device)
-            if device.joules is not None:
-                kind = device.device.kind.value
-                total[kind] = total.get(kind, 0.0) + device.joules
-        duration_s = reading.time_s - self._last_close_s
-        window: dict[str, float | None] = {}
-        for kind, joules in total.items():
-            if kind in self._last_joules:
-                used = window[kind] = max(0.0, joules - self._last_joules[kind])
-                if duration_s > 0.0:
-                    self.draw_watts[kind] = used / duration_s
-        for kind in self._last_joules.keys() - total.keys():
-            self.draw_watts.pop(kind, None)
-        if total:
-            self.last_reading_s = reading.time_s
-        self._last_joules = total
-        self._last_close_s = reading.time_s
-        self.books.close_window(reading.time_s, window, self._idle_watts)
-
-    def _note_source(self, device: DeviceReading) -> None:
-        kind = device.device.kind.value
-        self._min_window_s = max(self._min_window_s, _MIN_WINDOW_S.get(device.source, 0.0))
-        if device.joules is None:
-            self.unavailable[kind] = device.reason or "unavailable"
-        else:
-            self.sources[kind] = device.source.value
-            self.unavailable.pop(kind, None)
+        window = self.windows.next()
+        for kind, joules in window.late_joules.items():
+            self.books.book_late(kind, joules)
+        self.books.close_window(
+            window.end_s, window.joules, self._idle_watts, coverage_ratio=window.coverage_ratio
+        )
 
     def set_idle_watts(self, kind: str, watts: float) -> None:
         """Tell the books what a kind of device draws when the replica does nothing."""
@@ -201,7 +174,7 @@ class EnergyAccountant:
 
     def energy_object(self, response: str) -> dict[str, Any]:
         """The `energy` object of the API (DESIGN §5) for a response."""
-        return to_api(self.response_energy(response), self.sources, self.unavailable)
+        return to_api(self.response_energy(response), self.windows, self.books.weigher.method)
 
     def totals(self) -> dict[str, float | None]:
         """The books in joules, all kinds of devices summed; None where nothing is metered."""
@@ -228,25 +201,40 @@ class EnergyAccountant:
         self._meter.close()
 
 
-def to_api(
-    energy: RequestEnergy, sources: dict[str, str], unavailable: dict[str, str]
-) -> dict[str, Any]:
-    """The API's `energy` object: joules with three significant decimals, source and method; where
-    nothing was metered `joules` is null, the source "unavailable" and the reason is given."""
+def to_api(energy: RequestEnergy, windows: WindowReader, method: str) -> dict[str, Any]:
+    """Return the API's `energy` object.
+
+    Where nothing was metered `joules` is null, the source "unavailable" and the reason is given;
+    the reason stands beside joules too when some of the devices cannot be read now.
+    `attribution_ratio`: the request's part of the energy of the engine steps it took part in.
+    """
     if energy.joules is None:
-        reason = "; ".join(f"{k}: {v}" for k, v in unavailable.items()) or "no meter reading"
-        return {"joules": None, "source": "unavailable", "reason": reason}
-    used = sorted({sources.get(kind, "unavailable") for kind in energy.joules_by_kind})
-    return {
+        reasons = [f"{name}: {why}" for name, why in windows.unavailable.items()]
+        return {
+            "joules": None,
+            "source": Source.UNAVAILABLE.value,
+            "reason": "; ".join(reasons) or "no meter reading",
+        }
+    used = {windows.sources.get(k, Source.UNAVAILABLE.value) for k in energy.joules_by_kind}
+    found = {
         "joules": _round(energy.joules),
         "idle_joules": _round(energy.idle_joules),
         "prefill_joules": _round(energy.prefill_joules),
         "decode_joules": _round(energy.decode_joules),
         "devices": {kind: _round(value) for kind, value in energy.joules_by_kind.items()},
-        "source": used[0] if len(used) == 1 else "+".join(used) or "unavailable",
-        "method": "token_weighted",
+        "source": "+".join(sorted(used)) or Source.UNAVAILABLE.value,
+        "method": method,
+        "attribution_ratio": _round(energy.attribution_ratio),
         "coverage_ratio": _round(energy.coverage_ratio),
     }
+    return {**found, "reason": "; ".join(windows.lost.values())} if windows.lost else found
+
+
+def weigher_for(model: FittedModel | None) -> Weigher:
+    """Return the attribution by a trusted model, else by plain tokens."""
+    if model is None or not model.trusted:
+        return TokenWeigher()
+    return ModelWeigher(model.latency, model.power)
 
 
 def _round(value: float | None) -> float | None:

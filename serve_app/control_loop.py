@@ -70,7 +70,7 @@ class Replica:
     def observe(self, now_s: float) -> ReplicaObservation:
         """One replica as it is now; percentiles over the engine tap's window."""
         slo = self.settings.slo
-        draw = self.accountant.draw_watts
+        draw = self.accountant.windows.draw_watts
         return ReplicaObservation(
             replica=self.name,
             time_s=now_s,

@@ -34,7 +34,7 @@ from serve_app.settings import parse_energy
 
 log = logging.getLogger("ray.serve")
 
-_EVALUATE_EVERY_S = 0.5
+_EVALUATE_EVERY_S = 1.0  # as often as replicas report
 _FREE = frozenset({Knob.NUM_REPLICAS})  # each replica owns its batch cap (DESIGN §1.3)
 _STATE_KEY = "jouleserve"
 UNKNOWN = -1.0

@@ -16,77 +16,57 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-Joules = dict[str, float]  # device kind ("gpu", "cpu", "dram") → joules
+from policies.core.attribution import (
+    Joules,
+    RequestEnergy,
+    StepShare,
+    TokenWeigher,
+    Weigher,
+    add_joules,
+)
+
 _FORGET_AFTER = (
     4096  # ids of settled requests kept, so that a late step cannot reopen their account
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepShare:
-    """One request's part of one engine step. `context_tokens`: KV tokens it attends over, after
-    the step."""
-
-    request_id: str
-    prefill_tokens: int
-    decode_tokens: int
-    context_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RequestEnergy:
-    """What one request was given. `joules` and its parts are None when no meter covered any of its
-    work; `idle_joules` is the part of `joules` that the replica would have drawn anyway while it
-    worked on the request; prefill + decode = joules. `coverage_ratio`: share of its work that a
-    meter saw."""
-
-    joules: float | None
-    idle_joules: float | None
-    prefill_joules: float | None
-    decode_joules: float | None
-    joules_by_kind: Mapping[str, float]
-    coverage_ratio: float
-
-    @staticmethod
-    def total(parts: list[RequestEnergy]) -> RequestEnergy:
-        """The sum over the engine requests behind one response; unknown parts stay out of it."""
-        known = [part for part in parts if part.joules is not None]
-        kinds: Joules = {}
-        for part in known:
-            _add(kinds, part.joules_by_kind)
-        coverage = sum(p.coverage_ratio for p in parts) / len(parts) if parts else 0.0
-        return RequestEnergy(
-            joules=math.fsum(p.joules or 0.0 for p in known) if known else None,
-            idle_joules=math.fsum(p.idle_joules or 0.0 for p in known) if known else None,
-            prefill_joules=math.fsum(p.prefill_joules or 0.0 for p in known) if known else None,
-            decode_joules=math.fsum(p.decode_joules or 0.0 for p in known) if known else None,
-            joules_by_kind=kinds,
-            coverage_ratio=coverage,
-        )
-
-
-def token_weights(shares: tuple[StepShare, ...]) -> list[tuple[float, float]]:
-    """(prefill, decode) weight of each share: its tokens. Used where no model fits."""
-    return [(float(s.prefill_tokens), float(s.decode_tokens)) for s in shares]
-
-
-Weigher = Callable[[tuple[StepShare, ...]], list[tuple[float, float]]]
-
-
 @dataclass(slots=True)
 class _Account:
-    """Joules and open-window weights of a running request."""
+    """Joules and open-window weights of a running request.
+
+    A *unit* is an engine second times the step's relative watts: what a window's energy is divided
+    by. `step_units`: units of all steps that it took part in, the others' parts included.
+    """
 
     prefill: Joules = field(default_factory=dict)
     decode: Joules = field(default_factory=dict)
     idle: Joules = field(default_factory=dict)
-    prefill_s: float = 0.0  # engine seconds of the open window, by phase
-    decode_s: float = 0.0
-    metered_s: float = 0.0
-    unmetered_s: float = 0.0
+    steps_joules: float = 0.0  # energy of the steps that it took part in
+    prefill_units: float = 0.0  # of the open window, by phase
+    decode_units: float = 0.0
+    step_units: float = 0.0
+    metered_units: float = 0.0
+    unmetered_units: float = 0.0
+
+    @property
+    def units(self) -> float:
+        return self.prefill_units + self.decode_units
+
+    def pay(self, kind: str, per_unit: float, baseline_per_unit: float) -> None:
+        """Give it its part of the open window."""
+        self.prefill[kind] = self.prefill.get(kind, 0.0) + per_unit * self.prefill_units
+        self.decode[kind] = self.decode.get(kind, 0.0) + per_unit * self.decode_units
+        self.idle[kind] = self.idle.get(kind, 0.0) + baseline_per_unit * self.units
+        self.steps_joules += per_unit * self.step_units
+
+    def end_window(self, coverage_ratio: float) -> None:
+        """Start the next window; `coverage_ratio` of this one was metered."""
+        self.metered_units += coverage_ratio * self.units
+        self.unmetered_units += (1.0 - coverage_ratio) * self.units
+        self.prefill_units = self.decode_units = self.step_units = 0.0
 
 
 @dataclass(slots=True)
@@ -97,15 +77,16 @@ class _Step:
 
 
 class EnergyBooks:
-    """Attributes metered energy to requests by engine time x token share.
+    """Attributes metered energy to requests, step by step.
 
     Each step's busy time is divided among its requests by `weigher`; a window's active energy is
-    divided by those engine seconds. Feed it steps in order (`begin_step`, `end_step`), one
-    `close_window` per meter reading, `settle` once per request. Times are monotonic seconds.
+    divided by engine seconds times the step's relative watts. Feed it steps in order (`begin_step`,
+    `end_step`), one `close_window` per meter reading, `settle` once per request. Times are
+    monotonic seconds.
     """
 
-    def __init__(self, start_s: float, weigher: Weigher = token_weights) -> None:
-        self.weigher = weigher
+    def __init__(self, start_s: float, weigher: Weigher | None = None) -> None:
+        self.weigher: Weigher = weigher or TokenWeigher()
         self.metered: Joules = {}
         self.idle: Joules = {}
         self.unattributed: Joules = {}
@@ -118,9 +99,11 @@ class EnergyBooks:
         self._accounted_s = start_s  # engine time up to here has been credited
         self._window_start_s = start_s
         self._window_busy_s = 0.0
-        self._orphan_s = 0.0  # engine seconds of the open window that belong to no open account
-        self._rate: Joules = {}  # active joules per engine second, last window with work
+        self._window_units = 0.0
+        self._orphan_units = 0.0  # of the open window, of requests without an open account
+        self._rate: Joules = {}  # joules per unit, last window with work
         self._idle_rate: Joules = {}  # baseline part of it
+        self._rate_coverage = 0.0
 
     # ---- steps
 
@@ -148,43 +131,55 @@ class EnergyBooks:
         self._accounted_s = until_s
         self._window_busy_s += busy
         self.busy_s += busy
-        weights = self.weigher(step.shares)
-        total = math.fsum(p + d for p, d in weights)
+        weights = self.weigher.weigh(step.shares)
+        units = busy * weights.relative_watts
+        self._window_units += units
+        total = math.fsum(p + d for p, d in weights.shares)
         if total <= 0.0:
-            self._orphan_s += busy
+            self._orphan_units += units
             return
-        for share, (prefill, decode) in zip(step.shares, weights, strict=True):
-            part = busy / total
+        for share, (prefill, decode) in zip(step.shares, weights.shares, strict=True):
+            part = units / total
             if share.request_id in self._gone:
-                self._orphan_s += (prefill + decode) * part
+                self._orphan_units += (prefill + decode) * part
                 continue
             account = self._accounts.setdefault(share.request_id, _Account())
-            account.prefill_s += prefill * part
-            account.decode_s += decode * part
+            account.prefill_units += prefill * part
+            account.decode_units += decode * part
+            account.step_units += units
 
     # ---- windows
 
     def close_window(
-        self, now_s: float, joules: Mapping[str, float | None], idle_watts: Mapping[str, float]
+        self,
+        now_s: float,
+        joules: Mapping[str, float | None],
+        idle_watts: Mapping[str, float],
+        *,
+        coverage_ratio: float = 1.0,
     ) -> None:
         """Book one meter reading: `joules` by kind since the last one (None = not metered in this
-        window), `idle_watts` the known baseline by kind (0 when absent)."""
+        window), `idle_watts` the known baseline by kind (0 when absent), `coverage_ratio` how much
+        of the metered devices the reading covers (1 - lost / all)."""
         if self._steps and self._steps[0].start_s < now_s:
             self._credit(self._steps[0], now_s)
         duration = max(0.0, now_s - self._window_start_s)
         busy = min(self._window_busy_s, duration)
         known = {kind: value for kind, value in joules.items() if value is not None}
+        covered = coverage_ratio if known else 0.0
+        if busy > 0.0:
+            self._rate_coverage = covered
         for kind, value in known.items():
             self._book(kind, max(0.0, value), idle_watts.get(kind, 0.0), duration, busy)
         for account in self._accounts.values():
-            seconds = account.prefill_s + account.decode_s
-            if known:
-                account.metered_s += seconds
-            else:
-                account.unmetered_s += seconds
-            account.prefill_s = account.decode_s = 0.0
+            account.end_window(covered)
         self._window_start_s = now_s
-        self._window_busy_s = self._orphan_s = 0.0
+        self._window_busy_s = self._window_units = self._orphan_units = 0.0
+
+    def book_late(self, kind: str, joules: float) -> None:
+        """Book energy of a time that is over, read when a lost meter came back: nobody's."""
+        self.metered[kind] = self.metered.get(kind, 0.0) + joules
+        self.unattributed[kind] = self.unattributed.get(kind, 0.0) + joules
 
     def _book(
         self, kind: str, total: float, idle_watts: float, duration: float, busy: float
@@ -198,30 +193,21 @@ class EnergyBooks:
         idle = left if busy <= 0.0 else min(left, idle_watts * (duration - busy))
         self.idle[kind] = self.idle.get(kind, 0.0) + idle
         active = left - idle
-        seconds = self._orphan_s + math.fsum(
-            a.prefill_s + a.decode_s for a in self._accounts.values()
-        )
-        if busy > 0.0:
-            self._rate[kind] = (total - idle) / busy
-            self._idle_rate[kind] = min(idle_watts, self._rate[kind])
+        units = self._orphan_units + math.fsum(a.units for a in self._accounts.values())
+        baseline = idle_watts * busy / self._window_units if self._window_units > 0.0 else 0.0
+        if self._window_units > 0.0:
+            self._rate[kind] = (total - idle) / self._window_units
+            self._idle_rate[kind] = min(baseline, self._rate[kind])
         if active <= 0.0:
             return
-        if seconds <= 0.0:
+        if units <= 0.0:
             # The window's work belongs to requests that have left and are paid.
             self.unattributed[kind] = self.unattributed.get(kind, 0.0) + active
             return
-        per_s = active / seconds
-        baseline_per_s = min(per_s, idle_watts)
+        per_unit = active / units
         for account in self._accounts.values():
-            for phase, phase_s in (
-                (account.prefill, account.prefill_s),
-                (account.decode, account.decode_s),
-            ):
-                phase[kind] = phase.get(kind, 0.0) + per_s * phase_s
-            account.idle[kind] = account.idle.get(kind, 0.0) + baseline_per_s * (
-                account.prefill_s + account.decode_s
-            )
-        self.unattributed[kind] = self.unattributed.get(kind, 0.0) + per_s * self._orphan_s
+            account.pay(kind, per_unit, min(per_unit, baseline))
+        self.unattributed[kind] = self.unattributed.get(kind, 0.0) + per_unit * self._orphan_units
 
     # ---- requests
 
@@ -236,43 +222,42 @@ class EnergyBooks:
             self._gone.popitem(last=False)
         self._pay_open_window(account)
         total: Joules = {}
-        _add(total, account.prefill)
-        _add(total, account.decode)
-        _add(self.settled, total)
-        seconds = account.metered_s + account.unmetered_s
-        known = bool(total) or (not seconds and bool(self.metered))
+        add_joules(total, account.prefill)
+        add_joules(total, account.decode)
+        add_joules(self.settled, total)
+        units = account.metered_units + account.unmetered_units
+        known = bool(total) or (not units and bool(self.metered))
+        joules = math.fsum(total.values())
         return RequestEnergy(
-            joules=math.fsum(total.values()) if known else None,
+            joules=joules if known else None,
             idle_joules=math.fsum(account.idle.values()) if known else None,
             prefill_joules=math.fsum(account.prefill.values()) if known else None,
             decode_joules=math.fsum(account.decode.values()) if known else None,
             joules_by_kind=total,
-            coverage_ratio=account.metered_s / seconds if seconds else float(known),
+            coverage_ratio=account.metered_units / units if units else float(known),
+            attribution_ratio=(
+                min(1.0, joules / account.steps_joules) if account.steps_joules > 0.0 else None
+            ),
         )
 
     def write_off(self, request_id: str, now_s: float) -> None:
         """Close an account whose work served nobody (a warm-up): its joules become idle."""
-        for kind, joules in self.settle(request_id, now_s).joules_by_kind.items():
-            self.settled[kind] -= joules
-            self.idle[kind] = self.idle.get(kind, 0.0) + joules
+        given = self.settle(request_id, now_s).joules_by_kind
+        add_joules(self.settled, given, -1.0)
+        add_joules(self.idle, given)
 
     def _pay_open_window(self, account: _Account) -> None:
-        seconds = account.prefill_s + account.decode_s
-        if not seconds:
+        units = account.units
+        if not units:
             return
         for kind, rate in self._rate.items():
-            for phase, phase_s in (
-                (account.prefill, account.prefill_s),
-                (account.decode, account.decode_s),
-            ):
-                phase[kind] = phase.get(kind, 0.0) + rate * phase_s
-            account.idle[kind] = account.idle.get(kind, 0.0) + self._idle_rate[kind] * seconds
-            self.prepaid[kind] = self.prepaid.get(kind, 0.0) + rate * seconds
+            account.pay(kind, rate, self._idle_rate[kind])
+            self.prepaid[kind] = self.prepaid.get(kind, 0.0) + rate * units
         if self._rate:
-            account.metered_s += seconds
+            account.end_window(self._rate_coverage)
         else:
-            account.unmetered_s += seconds
-            self._orphan_s += seconds
+            account.end_window(0.0)
+            self._orphan_units += units
 
     # ---- the law
 
@@ -280,8 +265,8 @@ class EnergyBooks:
         """Joules given so far to requests still running, by kind."""
         total: Joules = {}
         for account in self._accounts.values():
-            _add(total, account.prefill)
-            _add(total, account.decode)
+            add_joules(total, account.prefill)
+            add_joules(total, account.decode)
         return total
 
     def residual_joules(self) -> Joules:
@@ -301,8 +286,3 @@ class EnergyBooks:
     @property
     def open_requests(self) -> int:
         return len(self._accounts)
-
-
-def _add(into: Joules, more: Mapping[str, float]) -> None:
-    for kind, value in more.items():
-        into[kind] = into.get(kind, 0.0) + value

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from policies.core.energy import StepShare
+from policies.core.attribution import StepShare
 
 SOCKET_ENV = "JOULESERVE_STEP_SOCKET"
 _HEADER = struct.Struct("<I")
@@ -104,9 +104,10 @@ class StepEvent:
 class StepReceiver:
     """Listens for one engine and hands each `StepEvent` to `on_event`, in order.
 
-    `drain()` reads what is there without waiting; register `fileno()` with an event loop or call
-    it before a settlement. A step whose request was introduced in a dropped message is reported
-    under the id "" (its energy ends as unattributed).
+    `drain()` reads what is there without waiting: call it before every settlement and every meter
+    window. (A reader that wakes up for each message costs more than handling the message.) A step
+    whose request was introduced in a dropped message is reported under the id "": its energy ends
+    as unattributed.
     """
 
     def __init__(self, on_event: Callable[[StepEvent], None]) -> None:
@@ -125,10 +126,6 @@ class StepReceiver:
     @property
     def connected(self) -> bool:
         return self._connection is not None
-
-    def fileno(self) -> int:
-        """The descriptor to watch: the engine's connection once it is there, else the listener."""
-        return (self._connection or self._listener).fileno()
 
     def drain(self) -> None:
         """Handle every message that has arrived; returns at once."""

@@ -9,7 +9,7 @@ stable interfaces": every attribute is read with a default.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,7 @@ class EngineState:
     tpot_s: Window = field(default_factory=lambda: Window(HORIZON_S))
     listeners: list[Callable[[FinishedRequest], None]] = field(default_factory=list)
     first_token_listeners: list[Callable[[float], None]] = field(default_factory=list)
-    itl_listeners: list[Callable[[float], None]] = field(default_factory=list)
+    itl_listeners: list[Callable[[Sequence[float]], None]] = field(default_factory=list)
 
     def clear_samples(self) -> None:
         """Forget latency samples (after warm-up, which must not count)."""
@@ -88,9 +88,10 @@ class EngineTap(StatLoggerBase):  # type: ignore[misc]  # vLLM ships no types fo
             STATE.ttft_s.add(now_s, ttft_s)
             for first_token in STATE.first_token_listeners:
                 first_token(ttft_s)
-        for itl_s in getattr(stats, "inter_token_latencies_iter", ()):
+        gaps_s = getattr(stats, "inter_token_latencies_iter", ())
+        if gaps_s:
             for listen_itl in STATE.itl_listeners:
-                listen_itl(itl_s)
+                listen_itl(gaps_s)
         for finished in getattr(stats, "finished_requests", ()):
             request = _finished(finished)
             STATE.prompt_tokens += request.prompt_tokens

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ class MetricSpec:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    in_ray: bool = True
 
 
 METRICS: tuple[MetricSpec, ...] = (
@@ -81,6 +83,19 @@ METRICS: tuple[MetricSpec, ...] = (
         kind="gauge",
         help="1 if a device kind is metered; 0 for a kind or meter back-end that is unavailable.",
         labels=("meter",),
+    ),
+    MetricSpec(
+        name="jouleserve_meter_anomalies",
+        kind="counter",
+        help="Sensor values that a plain difference would get wrong, by kind: wrap, reset, "
+        "backward, zero, jump, stall, gap, late, clock, disagreement. Counted, never booked.",
+        labels=("sensor", "kind"),
+    ),
+    MetricSpec(
+        name="jouleserve_meter_cross_check_ratio",
+        kind="gauge",
+        help="Integrated power over counter energy of a sensor that has both; 1 = they agree.",
+        labels=("sensor",),
     ),
     MetricSpec(
         name="jouleserve_max_num_active_seqs",
@@ -134,8 +149,10 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         name="jouleserve_inter_token_latency_seconds",
         kind="histogram",
-        help="ITL: gap between two tokens of one request.",
+        help="ITL: gap between two tokens of one request. Not in Ray's pipeline, where vLLM's own "
+        "says the same: a sample per token would cost more than all other metrics.",
         buckets=LATENCY_BUCKETS_S,
+        in_ray=False,
     ),
     MetricSpec(
         name="jouleserve_request_energy_joules",
@@ -166,6 +183,17 @@ METRICS: tuple[MetricSpec, ...] = (
         kind="gauge",
         help="(measured - predicted) / predicted mean step time over the last window with work.",
     ),
+    MetricSpec(
+        name="jouleserve_request_log_rows",
+        kind="counter",
+        help="Rows of the request log by fate: written; dropped (the disk took none for long).",
+        labels=("fate",),
+    ),
+    MetricSpec(
+        name="jouleserve_request_log_errors",
+        kind="counter",
+        help="Attempts to write the request log that failed; its rows wait for the next.",
+    ),
 )
 
 
@@ -178,7 +206,8 @@ class MetricSet:
         self._base = {name: labels[name] for name in BASE_LABELS}
         self._specs = {spec.name: spec for spec in METRICS}
         self._own = {spec.name: _own_metric(spec, self.registry) for spec in METRICS}
-        self._ray = {s.name: _ray_metric(s, self._base) for s in METRICS} if mirror_to_ray else {}
+        mirrored = [spec for spec in METRICS if spec.in_ray] if mirror_to_ray else []
+        self._ray = {spec.name: _ray_metric(spec, self._base) for spec in mirrored}
 
     def inc(self, name: str, amount: float = 1.0, **labels: str) -> None:
         """Add to a counter. Negative or NaN amounts are dropped: a counter never goes back."""
@@ -209,6 +238,12 @@ class MetricSet:
         self._own[name].labels(**self._base, **labels).observe(value)
         if name in self._ray:
             self._ray[name].observe(value, labels or None)
+
+    def observe_all(self, name: str, values: Iterable[float]) -> None:
+        """Observe many values into a histogram that is not mirrored to Ray."""
+        own = self._own[name].labels(**self._base)
+        for value in values:
+            own.observe(value)
 
 
 def _own_metric(spec: MetricSpec, registry: CollectorRegistry) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from policies.core.energy import EnergyBooks, RequestEnergy
+from collections.abc import Sequence
+
+from policies.core.attribution import RequestEnergy
+from policies.core.energy import EnergyBooks
 from policies.core.types import SLO, Decision, ReplicaObservation
 from serve_app.accounting import EnergyAccountant
 from serve_app.engine.tap import FinishedRequest
@@ -15,6 +18,7 @@ class Recorder:
     def __init__(self, metrics: MetricSet) -> None:
         self.metrics = self._metrics = metrics
         self._booked: dict[tuple[str, ...], float] = {}
+        self._gaps_s: list[float] = []
 
     def finished(self, request: FinishedRequest, energy: RequestEnergy, slo: SLO) -> None:
         """One answered request."""
@@ -39,42 +43,51 @@ class Recorder:
         m.inc("jouleserve_phase_energy_joules", energy.prefill_joules or 0.0, phase="prefill")
         m.inc("jouleserve_phase_energy_joules", energy.decode_joules or 0.0, phase="decode")
 
-    def itl(self, itl_s: float) -> None:
-        """One gap between two tokens."""
-        self._metrics.observe("jouleserve_inter_token_latency_seconds", itl_s)
+    def itl(self, gaps_s: Sequence[float]) -> None:
+        """Gaps between two tokens; told to the metrics on the next tick, all at once."""
+        self._gaps_s += gaps_s
 
     def tick(self, accountant: EnergyAccountant, seen: ReplicaObservation) -> None:
         """The state after a meter window. Gauges are set every tick: Ray drops silent ones."""
         m = self._metrics
+        m.observe_all("jouleserve_inter_token_latency_seconds", self._gaps_s)
+        self._gaps_s.clear()
         m.set("jouleserve_num_requests_running", seen.num_running)
         m.set("jouleserve_num_requests_waiting", seen.num_waiting)
         m.set("jouleserve_arrival_rate_per_second", seen.arrival_rate_per_s)
         m.set("jouleserve_max_num_active_seqs", seen.max_num_active_seqs)
         m.set("jouleserve_power_limit_watts", seen.power_limit_watts)
-        if accountant.last_reading_s is not None:
-            age_s = max(0.0, seen.time_s - accountant.last_reading_s)
+        windows = accountant.windows
+        if windows.last_reading_s is not None:
+            age_s = max(0.0, seen.time_s - windows.last_reading_s)
             m.set("jouleserve_meter_age_seconds", age_s)
-        for kind in accountant.sources.keys() | accountant.unavailable.keys():
-            available = kind not in accountant.unavailable
+        unavailable = windows.unavailable
+        for kind in windows.sources.keys() | unavailable.keys():
+            available = kind not in unavailable
             m.set("jouleserve_meter_available", float(available), meter=kind)
-            m.set("jouleserve_power_watts", accountant.draw_watts.get(kind), device=kind)
-        self._books(accountant.books, accountant.sources)
+            m.set("jouleserve_power_watts", windows.draw_watts.get(kind), device=kind)
+        for device in windows.devices:
+            name = device.device.id
+            for fault, count in device.anomaly_counts.items():
+                self._advance("jouleserve_meter_anomalies", count, sensor=name, kind=fault.value)
+            m.set("jouleserve_meter_cross_check_ratio", device.cross_check_ratio, sensor=name)
+        self._books(accountant.books, windows.sources)
 
     def _books(self, books: EnergyBooks, sources: dict[str, str]) -> None:
         shares = {"requests": books.settled, "idle": books.idle, "unattributed": books.unattributed}
         for kind, joules in books.metered.items():
-            self._count("jouleserve_energy_joules", joules, kind, source=sources.get(kind, ""))
+            source = sources.get(kind, "")
+            self._advance("jouleserve_energy_joules", joules, device=kind, source=source)
             for share, by_kind in shares.items():
-                self._count(
-                    "jouleserve_attributed_energy_joules", by_kind.get(kind, 0.0), kind, share=share
-                )
+                part = by_kind.get(kind, 0.0)
+                self._advance("jouleserve_attributed_energy_joules", part, device=kind, share=share)
         for kind, residual in books.residual_joules().items():
             self._metrics.set("jouleserve_energy_residual_joules", residual, device=kind)
 
-    def _count(self, name: str, total: float, kind: str, **labels: str) -> None:
+    def _advance(self, name: str, total: float, **labels: str) -> None:
         """Advance a counter to a running total."""
-        key = (name, kind, *labels.values())
-        self._metrics.inc(name, total - self._booked.get(key, 0.0), device=kind, **labels)
+        key = (name, *labels.values())
+        self._metrics.inc(name, total - self._booked.get(key, 0.0), **labels)
         self._booked[key] = total
 
     def decision(self, decision: Decision, requested: int | None) -> None:

@@ -209,7 +209,7 @@ def test_the_tap_reads_vllms_iteration_statistics(monkeypatch):
     monkeypatch.setattr(tap, "STATE", state)
     heard, gaps, firsts = [], [], []
     state.listeners.append(heard.append)
-    state.itl_listeners.append(gaps.append)
+    state.itl_listeners.append(gaps.extend)
     state.first_token_listeners.append(firsts.append)
 
     iteration = IterationStats()

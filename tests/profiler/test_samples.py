@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from policies.core.energy import StepShare
+from policies.core.attribution import StepShare
 from serve_app.engine.step_link import StepEvent
 from serve_app.profiler.probe import is_crowded
 from serve_app.profiler.samples import (

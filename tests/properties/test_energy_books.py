@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.core.energy import EnergyBooks, RequestEnergy, StepShare, token_weights
+from policies.core.attribution import RequestEnergy, StepShare, TokenWeigher
+from policies.core.energy import EnergyBooks
+from policies.model.attribution import ModelWeigher
+from policies.model.latency import LatencyModel
+from policies.model.power import PowerModel
 
 IDS = [f"r{i}" for i in range(6)]
 share = st.builds(
@@ -29,11 +33,22 @@ event = st.one_of(
     ),
     st.tuples(st.just("settle"), dt, st.sampled_from(IDS)),
     st.tuples(st.just("drop"), dt),
+    st.tuples(st.just("late"), dt, st.floats(0.0, 1e4)),
 )
 
 
-def play(events, idle_watts):
-    books, now, settled = EnergyBooks(0.0), 0.0, []
+LATENCY = LatencyModel(
+    t0_s=0.007, a_s_per_seq=8e-5, b_s_per_kv_token=2e-8, c_s_per_prefill_token=2.5e-5
+)
+POWER = PowerModel(
+    idle_watts=120.0, e0_joules_per_step=3.3, e1_joules_per_seq=0.065,
+    e2_joules_per_kv_token=1e-5, e3_joules_per_prefill_token=0.017,
+)  # fmt: skip
+weighers = st.sampled_from([TokenWeigher(), ModelWeigher(LATENCY, POWER)])
+
+
+def play(events, idle_watts, weigher):
+    books, now, settled = EnergyBooks(0.0, weigher), 0.0, []
     for kind, step_s, *rest in events:
         now += step_s
         if kind == "begin":
@@ -42,6 +57,8 @@ def play(events, idle_watts):
             books.end_step(now)
         elif kind == "close":
             books.close_window(now, rest[0], {"cpu": idle_watts, "gpu": idle_watts})
+        elif kind == "late":
+            books.book_late("gpu", rest[0])
         elif kind == "settle":
             settled.append(books.settle(rest[0], now))
         else:
@@ -49,9 +66,9 @@ def play(events, idle_watts):
     return books, settled
 
 
-@given(st.lists(event, max_size=60), st.floats(0.0, 50.0))
-def test_every_joule_is_somewhere_and_nothing_is_negative(events, idle_watts):
-    books, settled = play(events, idle_watts)
+@given(st.lists(event, max_size=60), st.floats(0.0, 50.0), weighers)
+def test_every_joule_is_somewhere_and_nothing_is_negative(events, idle_watts, weigher):
+    books, settled = play(events, idle_watts, weigher)
     for kind, residual in books.residual_joules().items():
         scale = books.metered[kind] + books.settled.get(kind, 0.0) + 1.0
         assert abs(residual) <= 1e-9 * scale
@@ -61,15 +78,16 @@ def test_every_joule_is_somewhere_and_nothing_is_negative(events, idle_watts):
     for energy in settled:
         if energy.joules is not None:
             assert energy.joules >= 0.0
+            assert energy.attribution_ratio is None or 0.0 <= energy.attribution_ratio <= 1.0
             assert energy.idle_joules <= energy.joules + 1e-6
             assert math.isclose(
                 energy.prefill_joules + energy.decode_joules, energy.joules, abs_tol=1e-6
             )
 
 
-@given(st.lists(event, max_size=60), st.floats(0.0, 50.0))
-def test_requests_sum_to_what_the_books_settled(events, idle_watts):
-    books, settled = play(events, idle_watts)
+@given(st.lists(event, max_size=60), st.floats(0.0, 50.0), weighers)
+def test_requests_sum_to_what_the_books_settled(events, idle_watts, weigher):
+    books, settled = play(events, idle_watts, weigher)
     total = math.fsum(energy.joules or 0.0 for energy in settled)
     assert math.isclose(total, math.fsum(books.settled.values()), rel_tol=1e-9, abs_tol=1e-6)
 
@@ -190,4 +208,4 @@ def test_a_group_sums_its_parts_and_unknown_parts_lower_the_coverage():
 
 
 def test_token_weights_are_tokens():
-    assert token_weights(decode("a")) == [(0.0, 1.0)]
+    assert TokenWeigher().weigh(decode("a")).shares == [(0.0, 1.0)]

@@ -173,7 +173,7 @@ def test_warm_up_joules_are_idle_not_a_request(rig):
 def test_no_back_end_at_all_is_said_everywhere():
 
     accountant = EnergyAccountant(EnergyMeter(["rapl"]))
-    told = to_api(accountant.response_energy("x"), accountant.sources, accountant.unavailable)
+    told = to_api(accountant.response_energy("x"), accountant.windows, "token_weighted")
     assert told["joules"] is None
     assert told["reason"].startswith("rapl")
     accountant.close()

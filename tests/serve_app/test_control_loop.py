@@ -141,7 +141,7 @@ async def test_the_energy_metrics_advance_with_the_books(rig):
     loop, replica, _, metrics, _ = rig
     await loop.tick()
     time.sleep(0.05)
-    replica.accountant.unavailable["gpu"] = "lost"
+    replica.accountant.windows._meter.unavailable["gpu"] = "lost"
     await loop.tick()
     metered = value(metrics, "jouleserve_energy_joules_total", device="cpu", source="estimated")
     idle = value(metrics, "jouleserve_attributed_energy_joules_total", device="cpu", share="idle")
