@@ -8,6 +8,8 @@ from typing import Any
 
 from policies.core.errors import ConfigError
 from serve_app.meters.base import (
+    LOSSY,
+    Anomaly,
     Device,
     DeviceKind,
     DeviceReading,
@@ -15,19 +17,26 @@ from serve_app.meters.base import (
     Reading,
     Source,
 )
+from serve_app.meters.blocks import Window
 from serve_app.meters.estimated import EstimatedBackend, EstimateSettings
-from serve_app.meters.meter import DEFAULT_BACKENDS, EnergyMeter, Window
+from serve_app.meters.health import DeviceHealth, device_health
+from serve_app.meters.meter import DEFAULT_BACKENDS, EnergyMeter
 from serve_app.meters.nvml import NvmlBackend, NvmlSettings
 from serve_app.meters.opening import BACKENDS, MeterOptions
+from serve_app.meters.pyrapl import PyRaplBackend
 from serve_app.meters.rapl import RaplBackend, RaplSettings
-from serve_app.meters.replay import RecordingBackend, ReplayBackend, record
-from serve_app.meters.share import ProcessShare, host_share
+from serve_app.meters.recording import RecordingBackend, Rotation, record
+from serve_app.meters.replay import ReplayBackend
+from serve_app.meters.share import ProcessShare, host_remainder, host_share
 from serve_app.meters.window import DeviceMeasurement, Measurement, measure
 
 __all__ = [
     "BACKENDS",
     "DEFAULT_BACKENDS",
+    "LOSSY",
+    "Anomaly",
     "Device",
+    "DeviceHealth",
     "DeviceKind",
     "DeviceMeasurement",
     "DeviceReading",
@@ -40,13 +49,17 @@ __all__ = [
     "NvmlBackend",
     "NvmlSettings",
     "ProcessShare",
+    "PyRaplBackend",
     "RaplBackend",
     "RaplSettings",
     "Reading",
     "RecordingBackend",
     "ReplayBackend",
+    "Rotation",
     "Source",
     "Window",
+    "device_health",
+    "host_remainder",
     "host_share",
     "measure",
     "open_meter",

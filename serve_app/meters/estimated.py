@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from policies.core.errors import ConfigError
-from serve_app.meters.base import Device, DeviceKind, DeviceReading, Source
+from serve_app.meters.base import Anomaly, Device, DeviceKind, DeviceReading, Source
+from serve_app.meters.counters import REORDER_S
 from serve_app.meters.process_tree import ProcessTree
 
 
@@ -67,6 +68,7 @@ class EstimatedBackend:
         )
         self._opened_s = self._last_s = clock()
         self._joules = 0.0
+        self._clock_steps = 0
         self._draw_watts: float | None = None
         self._lost: str | None = None
 
@@ -89,6 +91,7 @@ class EstimatedBackend:
                     draw_watts=None if lost else self._draw_watts,
                     last_known_joules=self._joules,
                     last_known_s=self._last_s,
+                    anomaly_counts={Anomaly.CLOCK: self._clock_steps} if self._clock_steps else {},
                 ),
             )
 
@@ -98,10 +101,14 @@ class EstimatedBackend:
             self._lost = f"process {self._pid} and its children have ended"
             return
         elapsed_s = now_s - self._last_s
+        if elapsed_s < -REORDER_S:
+            self._clock_steps += 1
+            self._opened_s += elapsed_s  # as long ago as before
         idle_joules = self._settings.idle_watts * max(0.0, now_s - self._opened_s)
         joules = max(self._joules, cpu_s * self._settings.watts_per_busy_core + idle_joules)
         if elapsed_s > 0.0:
             self._draw_watts = (joules - self._joules) / elapsed_s
+        if elapsed_s > 0.0 or elapsed_s < -REORDER_S:
             self._last_s = now_s
         self._joules = joules
 

@@ -74,6 +74,17 @@ class Nvml:
         except self.api.NVMLError as error:
             raise to_meter_error(error) from error
 
+    def field(self, handle: Any, field_id: int) -> int:
+        """Return one unsigned field value (`nvmlDeviceGetFieldValues`); errors as `call`."""
+
+        def ask() -> int:
+            value = self.api.nvmlDeviceGetFieldValues(handle, [field_id])[0]
+            if value.nvmlReturn != self.api.NVML_SUCCESS:
+                raise self.api.NVMLError(value.nvmlReturn)
+            return int(value.value.uiVal)
+
+        return int(self.call(ask))
+
     def text(self, function: Callable[..., Any], *args: Any) -> str:
         """Like `call`, for strings: older bindings return bytes."""
         value = self.call(function, *args)

@@ -9,6 +9,7 @@ names (kernel driver intel_rapl_msr). On several sockets and dies the kernel nam
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from serve_app.meters.base import Device, DeviceKind
 
 POWERCAP_ROOT = Path("/sys/class/powercap")
 _TOP = re.compile(r"(?:intel|amd)-rapl:\d+")
-_HOW_TO_GRANT = (
+HOW_TO_GRANT = (
     "energy counters are root-only since CVE-2020-8694; grant with `chmod a+r "
     "{root}/*-rapl:*/energy_uj` at every boot (tmpfiles.d or udev), or run the meter as root"
 )
@@ -25,15 +26,19 @@ _HOW_TO_GRANT = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Zone:
-    """One zone: where its counter stands and the value at which it wraps, microjoules."""
+    """One zone: where its counter stands and the value at which it wraps, microjoules.
+
+    `reader`: reads the counter in another way than from its file.
+    """
 
     device: Device
     energy_file: Path
     wrap_uj: int
+    reader: Callable[[], int] | None = None
 
     def read_uj(self) -> int:
         """Return the counter, microjoules. Raises OSError or ValueError."""
-        return int(self.energy_file.read_text())
+        return int(self.energy_file.read_text()) if self.reader is None else self.reader()
 
 
 def find_zones(root: Path) -> tuple[Zone, ...]:
@@ -45,7 +50,7 @@ def find_zones(root: Path) -> tuple[Zone, ...]:
     try:
         tops = [entry for entry in sorted(root.iterdir()) if _TOP.fullmatch(entry.name)]
     except PermissionError as error:
-        raise MeterPermission(f"{root}: {_HOW_TO_GRANT.format(root=root)}") from error
+        raise MeterPermission(f"{root}: {HOW_TO_GRANT.format(root=root)}") from error
     except OSError as error:
         raise MeterUnavailable(f"{root} is absent: no powercap driver (usual in a VM)") from error
     try:
@@ -62,7 +67,7 @@ def find_zones(root: Path) -> tuple[Zone, ...]:
         for zone in zones:
             zone.read_uj()
     except PermissionError as error:
-        raise MeterPermission(f"{error.filename}: {_HOW_TO_GRANT.format(root=root)}") from error
+        raise MeterPermission(f"{error.filename}: {HOW_TO_GRANT.format(root=root)}") from error
     except (OSError, ValueError) as error:
         raise MeterUnavailable(f"{root}: a zone cannot be read: {error}") from error
     if not zones:

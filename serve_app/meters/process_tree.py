@@ -51,7 +51,7 @@ class ProcessTree:
     """
 
     def __init__(
-        self, pid: int, *, clock: Callable[[], float] = time.monotonic, refresh_s: float = 1.0
+        self, pid: int, *, clock: Callable[[], float] = time.monotonic, refresh_s: float = 5.0
     ) -> None:
         self._clock = clock
         self._refresh_s = refresh_s

@@ -3,6 +3,9 @@
 Counters wrap at `max_energy_range_uj`, within minutes under load, so a background thread reads them
 often enough that no wrap is missed. The kernel's counter holds one unit more than that range (15 to
 61 µJ); the published range is used, so a wrap counts at most one unit too little.
+
+A package that runs this code draws power: a counter that stands still for seconds does not count
+(usual for DRAM on client processors, and in some virtual machines) and is unavailable.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,11 +22,13 @@ from serve_app.meters.base import Device, DeviceReading, Source
 from serve_app.meters.counters import CounterTracker
 from serve_app.meters.poller import Poller
 from serve_app.meters.powercap import POWERCAP_ROOT, Zone, find_zones
-from serve_app.meters.share import ProcessShare, ShareMeter
+from serve_app.meters.share import SLOT_S, ProcessShare, ShareMeter
 
 _MAX_WATTS = 2000.0  # of one zone: above any socket on the market, so a reset is no wrap
 _SLACK_S = 0.1  # RAPL updates every millisecond
+_STALL_S = 5.0  # the same: a counter that stands still for so long does not count
 _POLL_BOUNDS_S = (0.5, 30.0)
+_DRAW_WINDOW_S = 0.1  # shorter ones show the counter's update interval, not the draw
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +46,7 @@ class RaplSettings:
 
 
 class _ZoneState:
-    """One zone's counter, its charged joules and whether it can be read now."""
+    """One zone's counter, our joules of it and whether it can be read now."""
 
     def __init__(self, zone: Zone) -> None:
         self.zone = zone
@@ -51,31 +56,49 @@ class _ZoneState:
             slack_s=_SLACK_S,
             wrap_units=zone.wrap_uj,
         )
-        self.charged_joules = 0.0
+        self.joules = 0.0
         self.known_s: float | None = None
         self.draw_watts: float | None = None
         self.reason: str | None = None
+        self._draw_base = (0.0, 0.0)  # time, joules
 
-    def step(self, now_s: float) -> float:
-        """Joules of the whole zone since the last good value; 0 while it cannot be read."""
+    def read(self, now_s: float) -> None:
+        """Take the counter's present value, or note why there is none."""
         try:
             raw = self.zone.read_uj()
         except (OSError, ValueError) as error:
-            self.reason, self.draw_watts = f"{self.zone.energy_file}: {error}", None
-            return 0.0
+            self.fail(f"{self.zone.energy_file}: {error}")
+            return
+        self.tracker.advance(raw, now_s)
+        still_s = now_s - self.tracker.moved_s
+        if still_s >= _STALL_S:
+            self.tracker.note_stall()
+            self.fail(f"{self.zone.energy_file} has stood still for {still_s:.1f} s")
+            self.known_s = self.tracker.moved_s
+            return
         self.reason = None
-        return self.tracker.advance(raw, now_s)
 
-    def charge(self, joules: float, now_s: float) -> None:
-        """Book the replica's part of a step."""
-        self.charged_joules += joules
-        if self.known_s is not None and now_s > self.known_s:
-            self.draw_watts = joules / (now_s - self.known_s)
-        self.known_s = now_s if self.known_s is None else max(now_s, self.known_s)
+    def fail(self, reason: str) -> None:
+        """No reading now."""
+        self.reason, self.draw_watts = reason, None
+
+    def book(self, joules: float, now_s: float) -> None:
+        """Set our joules of this zone so far."""
+        self.joules = joules
+        begin_s, begin_joules = self._draw_base
+        if self.known_s is None or now_s < begin_s:
+            self._draw_base = (now_s, joules)
+        elif now_s - begin_s >= _DRAW_WINDOW_S:
+            self.draw_watts = (joules - begin_joules) / (now_s - begin_s)
+            self._draw_base = (now_s, joules)
+        self.known_s = now_s
 
 
 class RaplBackend:
-    """Joules per package and DRAM zone. Raises MeterUnavailable or MeterPermission at open."""
+    """Joules per package and DRAM zone. Raises MeterUnavailable or MeterPermission at open.
+
+    `zones`: read these instead of those found under the root.
+    """
 
     name = "rapl"
 
@@ -83,23 +106,30 @@ class RaplBackend:
         self,
         settings: RaplSettings | None = None,
         *,
+        zones: Sequence[Zone] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings or RaplSettings()
         self._clock = clock
         self._lock = threading.Lock()
         self._closed = False
-        self._zones = [_ZoneState(zone) for zone in find_zones(self._settings.root)]
+        found = find_zones(self._settings.root) if zones is None else zones
+        self._zones = [_ZoneState(zone) for zone in found]
         share = self._settings.share
         self._share: ShareMeter | None = None
         if share != "host":
             pid = os.getpid() if share.pid is None else share.pid
             self._share = ShareMeter(share, pid, idle_watts=self._settings.idle_watts, clock=clock)
         self.read(clock())
+        self._poller = self._poll_counters()
+
+    def _poll_counters(self) -> Poller:
+        """Read before any zone can have wrapped twice; shares are settled once per slot."""
+        if self._share is not None:
+            return Poller("rapl-share", SLOT_S, self._poll, aligned=True)
         fastest_wrap_s = min(s.zone.wrap_uj for s in self._zones) * 1e-6 / _MAX_WATTS
         low_s, high_s = _POLL_BOUNDS_S
-        period_s = min(high_s, max(low_s, 0.5 * fastest_wrap_s))
-        self._poller = Poller("rapl-wrap", period_s, self._poll)
+        return Poller("rapl-wrap", min(high_s, max(low_s, 0.5 * fastest_wrap_s)), self._poll)
 
     def devices(self) -> tuple[Device, ...]:
         """Return the zones in scope."""
@@ -118,18 +148,18 @@ class RaplBackend:
     def _advance(self, now_s: float) -> None:
         if self._closed:
             return
-        steps = [(state, state.step(now_s)) for state in self._zones]
-        share = 1.0
+        for state in self._zones:
+            state.read(now_s)
+        # The tracker's own sum is exact over any number of readings.
+        joules: Sequence[float] = [state.tracker.joules for state in self._zones]
         if self._share is not None:
-            share = self._share.next_share(now_s, sum(joules for _, joules in steps))
-        for state, joules in steps:
+            joules = self._share.charge(now_s, joules)
+        for state, mine in zip(self._zones, joules, strict=True):
             if state.reason is None:
-                state.charge(joules * share, now_s)
+                state.book(mine, now_s)
 
     def _reading(self, state: _ZoneState) -> DeviceReading:
-        # The tracker's own sum is exact over any number of readings; a share has to be added up.
-        total = state.tracker.joules if self._share is None else state.charged_joules
-        known = None if state.known_s is None else total
+        known = None if state.known_s is None else state.joules
         readable = state.reason is None
         return DeviceReading(
             device=state.zone.device,
@@ -140,6 +170,9 @@ class RaplBackend:
             last_known_joules=known,
             last_known_s=state.known_s,
             anomalies=state.tracker.anomalies,
+            anomaly_counts=dict(state.tracker.counts),
+            whole_joules=None if self._share is None else state.tracker.joules,
+            caveat=None if self._share is None else "this replica's share of the host",
         )
 
     def idle_watts(self) -> float | None:
@@ -155,4 +188,4 @@ class RaplBackend:
         with self._lock:
             self._closed = True
             for state in self._zones:
-                state.reason, state.draw_watts = "the meter is closed", None
+                state.fail("the meter is closed")

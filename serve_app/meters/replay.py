@@ -1,10 +1,4 @@
-"""Recording any back-end to JSONL, and playing such a file as a back-end of its own.
-
-Line 1: `{"schema_version": 1, "backend", "idle_watts", "devices": [{"id", "kind", "name"}]}`. Every
-further line is one reading: `{"offset_s", "devices": [[joules, source, reason, draw_watts,
-last_known_joules, last_known_s, anomalies], ...]}`, devices in the order of line 1, times counted
-from the first reading.
-"""
+"""Playing a meter recording as a back-end of its own. The format stands in `recording.py`."""
 
 from __future__ import annotations
 
@@ -12,112 +6,54 @@ import bisect
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from policies.core.errors import ConfigError, MeterUnavailable
-from serve_app.meters.base import Device, DeviceKind, DeviceReading, MeterBackend, Source
-
-SCHEMA_VERSION = 1
-_T = TypeVar("_T")
-_FIELDS = (
-    "joules",
-    "source",
-    "reason",
-    "draw_watts",
-    "last_known_joules",
-    "last_known_s",
-    "anomalies",
-)
+from serve_app.meters.base import Anomaly, Device, DeviceKind, DeviceReading, Source
+from serve_app.meters.counters import REORDER_S
+from serve_app.meters.recording import FIELDS_OF, part_path
 
 
-class RecordingBackend:
-    """A back-end that writes every reading of `inner` to `path` and hands it on unchanged.
-
-    One line per reading, flushed, so that a crash loses at most the line being written. Closing it
-    closes `inner`.
-    """
-
-    def __init__(self, inner: MeterBackend, path: Path, *, now_s: float) -> None:
-        self.name = inner.name
-        self._inner = inner
-        self._lock = threading.Lock()
-        self._opened_s = now_s
-        self._file = path.open("w", encoding="utf-8")
-        header = {
-            "schema_version": SCHEMA_VERSION,
-            "backend": inner.name,
-            "idle_watts": inner.idle_watts(),
-            "devices": [{"id": d.id, "kind": d.kind, "name": d.name} for d in inner.devices()],
-        }
-        self._write(header)
-        self.read(now_s)
-
-    def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def devices(self) -> tuple[Device, ...]:
-        """Those of the recorded back-end."""
-        return self._inner.devices()
-
-    def read(self, now_s: float) -> tuple[DeviceReading, ...]:
-        """Return the recorded back-end's reading, written down."""
-        with self._lock:
-            readings = self._inner.read(now_s)
-            if not self._file.closed:
-                rows = [[getattr(self._relative(r), field) for field in _FIELDS] for r in readings]
-                self._write({"offset_s": now_s - self._opened_s, "devices": rows})
-            return readings
-
-    def _relative(self, reading: DeviceReading) -> DeviceReading:
-        if reading.last_known_s is None:
-            return reading
-        return replace(reading, last_known_s=reading.last_known_s - self._opened_s)
-
-    def idle_watts(self) -> float | None:
-        """Return that of the recorded back-end."""
-        return self._inner.idle_watts()
-
-    def close(self) -> None:
-        """Close the file and the recorded back-end. May be called twice."""
-        with self._lock:
-            self._file.close()
-        self._inner.close()
-
-
-def record(
-    backend: MeterBackend, path: str | Path, *, clock: Callable[[], float] = time.monotonic
-) -> RecordingBackend:
-    """`backend`, with every reading also written to `path` (an existing file is replaced)."""
-    return RecordingBackend(backend, Path(path), now_s=clock())
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Recording:
-    backend: str
+    """The parts of one recording joined. `offsets_s` never decreases."""
+
     idle_watts: float | None
     devices: tuple[Device, ...]
-    offsets_s: list[float]
-    readings: list[tuple[DeviceReading, ...]]
+    offsets_s: list[float] = field(default_factory=list)
+    readings: list[tuple[DeviceReading, ...]] = field(default_factory=list)
+
+    def bases(self) -> tuple[DeviceReading, ...]:
+        """Return each device's first reading that knows joules, else its first one."""
+        return tuple(
+            next((r for r in series if r.last_known_joules is not None), series[0])
+            for series in zip(*self.readings, strict=True)
+        )
 
 
 class ReplayBackend:
-    """Plays a recording from now on.
+    """Plays a recording from now on, rotated parts included.
 
     Each reading is the last one recorded at or before that offset, never one in between. After the
-    end the devices are unavailable and keep their last value. Raises MeterUnavailable if there is
-    no such file, ConfigError if it is no recording.
+    end the devices are unavailable and keep their last value. A last line that a crash cut off is
+    left out. Raises MeterUnavailable if there is no such file, ConfigError if it is no recording.
     """
 
     def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path = Path(path)
-        self._recording = _load(self._path)
-        self._opened_s = clock()
-        self._closed = False
         self.name = "replay"
+        self._path = Path(path)
+        self._recording = recording = _load(self._path)
+        self._bases = recording.bases()
+        self._start_s = recording.offsets_s[0]  # not 0 where the oldest parts are gone
+        self._lock = threading.Lock()
+        self._opened_s = self._last_s = clock()
+        self._clock_steps = 0
+        self._closed = False
 
     def devices(self) -> tuple[Device, ...]:
         """Return the recorded devices."""
@@ -125,30 +61,53 @@ class ReplayBackend:
 
     def read(self, now_s: float) -> tuple[DeviceReading, ...]:
         """Return what was recorded at the same offset from the opening."""
+        with self._lock:
+            offset_s = self._offset(now_s)
         recording = self._recording
-        offset_s = max(0.0, now_s - self._opened_s)
         index = max(0, bisect.bisect_right(recording.offsets_s, offset_s) - 1)
         over = offset_s > recording.offsets_s[-1]
         reason = f"the recording {self._path.name} has ended" if over else None
         reason = "the meter is closed" if self._closed else reason
-        first = recording.readings[0]
         return tuple(
-            self._play(reading, base.last_known_joules or 0.0, reason)
-            for reading, base in zip(recording.readings[index], first, strict=True)
+            self._play(reading, base, reason)
+            for reading, base in zip(recording.readings[index], self._bases, strict=True)
         )
 
-    def _play(self, reading: DeviceReading, base: float, reason: str | None) -> DeviceReading:
+    def _offset(self, now_s: float) -> float:
+        """Return where in the recording it is; a clock that steps back does not play it again."""
+        elapsed_s = now_s - self._last_s
+        if elapsed_s < -REORDER_S:
+            self._clock_steps += 1
+            self._opened_s += elapsed_s
+            self._last_s = now_s
+        self._last_s = max(self._last_s, now_s)
+        return self._start_s + max(0.0, self._last_s - self._opened_s)
+
+    def _play(
+        self, reading: DeviceReading, base: DeviceReading, reason: str | None
+    ) -> DeviceReading:
         """Return the recorded reading in present time, counted from the recording's start."""
         known, known_s = reading.last_known_joules, reading.last_known_s
         gone = reason is not None
+        base_joules = base.last_known_joules or 0.0
+        counts = Counter(reading.anomaly_counts)
+        counts.subtract(base.anomaly_counts)
+        counts[Anomaly.CLOCK] += self._clock_steps
         return replace(
             reading,
-            joules=None if gone or reading.joules is None else reading.joules - base,
+            joules=None if gone or reading.joules is None else reading.joules - base_joules,
             source=Source.UNAVAILABLE if gone else reading.source,
             reason=reason or reading.reason,
             draw_watts=None if gone else reading.draw_watts,
-            last_known_joules=None if known is None else known - base,
-            last_known_s=None if known_s is None else known_s + self._opened_s,
+            last_known_joules=None if known is None else known - base_joules,
+            last_known_s=None if known_s is None else known_s - self._start_s + self._opened_s,
+            anomalies=max(0, reading.anomalies - base.anomalies),
+            anomaly_counts=dict(+counts),
+            whole_joules=(
+                None
+                if reading.whole_joules is None
+                else reading.whole_joules - (base.whole_joules or 0.0)
+            ),
         )
 
     def idle_watts(self) -> float | None:
@@ -161,23 +120,59 @@ class ReplayBackend:
 
 
 def _load(path: Path) -> _Recording:
+    """Return the recording that ends in `path`, its parts joined, oldest first."""
+    # A crash between two renames leaves no file under the plain name: the newest is then `.1`.
+    first = 0 if path.exists() else 1
+    parts = list(takewhile(Path.exists, (part_path(path, age) for age in count(first))))
+    if not parts:
+        raise MeterUnavailable(f"meter.replay_path: cannot read {path}: no such file")
+    recording: _Recording | None = None
+    newest: tuple[Any, Any] | None = None
+    batches: list[tuple[Path, int, list[str]]] = []
+    for part in parts:
+        lines = _lines(part, newest=newest is None)
+        if not lines and part is not parts[-1]:
+            continue  # cut off before its header was written
+        header = _parse(part, 1, lines[0] if lines else "", _header)
+        if newest is not None and (header["recording"], header["part"] + 1) != newest:
+            break
+        newest = (header["recording"], header["part"])
+        recording = recording or _Recording(header["idle_watts"], header["devices"])
+        batches.append((part, header["schema_version"], lines))
+    assert recording is not None
+    for part, version, lines in reversed(batches):
+        _append(recording, part, version, lines)
+    if not recording.readings:
+        raise ConfigError(f"{path}: not a meter recording: a header and one reading are needed")
+    return recording
+
+
+def _lines(path: Path, *, newest: bool) -> list[str]:
+    """Return the file's lines, without a last one that a crash cut off."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise MeterUnavailable(f"meter.replay_path: cannot read {path}: {error}") from error
-    if len(lines) < 2:
-        raise ConfigError(f"{path}: not a meter recording: a header and one reading are needed")
-    backend, idle_watts, devices = _parse(path, 1, lines[0], _parse_header)
-    offsets_s: list[float] = []
-    readings: list[tuple[DeviceReading, ...]] = []
+    lines = text.splitlines()
+    if newest and lines and not text.endswith("\n"):
+        try:
+            json.loads(lines[-1])
+        except ValueError:
+            lines.pop()
+    return lines
+
+
+def _append(recording: _Recording, path: Path, version: int, lines: list[str]) -> None:
     for number, line in enumerate(lines[1:], start=2):
-        offset_s, reading = _parse(path, number, line, lambda row: _parse_row(devices, row))
-        offsets_s.append(offset_s)
-        readings.append(reading)
-    return _Recording(backend, idle_watts, devices, offsets_s, readings)
+        offset_s, readings = _parse(
+            path, number, line, lambda row: _row(recording.devices, FIELDS_OF[version], row)
+        )
+        last_s = recording.offsets_s[-1] if recording.offsets_s else offset_s
+        recording.offsets_s.append(max(offset_s, last_s))
+        recording.readings.append(readings)
 
 
-def _parse(path: Path, number: int, line: str, parse: Callable[[dict[str, Any]], _T]) -> _T:
+def _parse(path: Path, number: int, line: str, parse: Callable[[dict[str, Any]], Any]) -> Any:
     """Return one parsed line; ConfigError names file and line where it is malformed."""
     try:
         return parse(json.loads(line))
@@ -185,21 +180,25 @@ def _parse(path: Path, number: int, line: str, parse: Callable[[dict[str, Any]],
         raise ConfigError(f"{path}:{number}: not a meter recording: {error!r}") from error
 
 
-def _parse_header(row: dict[str, Any]) -> tuple[str, float | None, tuple[Device, ...]]:
-    if row["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {row['schema_version']}, allowed: {SCHEMA_VERSION}")
+def _header(row: dict[str, Any]) -> dict[str, Any]:
+    if row["schema_version"] not in FIELDS_OF:
+        allowed = ", ".join(map(str, FIELDS_OF))
+        raise ValueError(f"schema_version {row['schema_version']}, allowed: {allowed}")
     devices = tuple(
         Device(id=d["id"], kind=DeviceKind(d["kind"]), name=d["name"]) for d in row["devices"]
     )
-    return row["backend"], row["idle_watts"], devices
+    part = {"recording": row.get("recording"), "part": int(row.get("part", 0))}
+    return {**row, **part, "idle_watts": row["idle_watts"], "devices": devices}
 
 
-def _parse_row(
-    devices: tuple[Device, ...], row: dict[str, Any]
+def _row(
+    devices: tuple[Device, ...], names: tuple[str, ...], row: dict[str, Any]
 ) -> tuple[float, tuple[DeviceReading, ...]]:
     readings = []
     for device, values in zip(devices, row["devices"], strict=True):
-        fields = dict(zip(_FIELDS, values, strict=True))
+        fields = dict(zip(names, values, strict=True))
         fields["source"] = Source(fields["source"])
+        counts = fields.get("anomaly_counts", {})
+        fields["anomaly_counts"] = {Anomaly(kind): number for kind, number in counts.items()}
         readings.append(DeviceReading(device=device, **fields))
     return float(row["offset_s"]), tuple(readings)

@@ -51,12 +51,45 @@ double draw_mw(const fake_device *d) {
   return d->idle_mw + span * pow(sm_clock_mhz(d) / d->sm_max, 3);
 }
 
+/* Keeps a point about every 1/32 of the averaging time, so that the ring spans twice of it. */
+static void remember(fake_device *d, uint64_t n) {
+  fake_point *last = &d->history[(d->n_history + MAXHIST - 1) % MAXHIST];
+  if (d->n_history && n - last->ns < d->power_mean_ms * 1000000ull / 32) return;
+  d->history[d->n_history++ % MAXHIST] = (fake_point){n, d->used_mj};
+}
+
+static double mean_mw(const fake_device *d) {
+  uint64_t n = now_ns(), from = n - d->power_mean_ms * 1000000ull;
+  unsigned kept = d->n_history < MAXHIST ? d->n_history : MAXHIST;
+  fake_point later = {n, d->used_mj};
+  for (unsigned i = 1; i <= kept; i++) { /* backwards in time, to the first point before `from` */
+    fake_point p = d->history[(d->n_history - i) % MAXHIST];
+    if (p.ns <= from && later.ns > p.ns) {
+      double part = (double)(from - p.ns) / (later.ns - p.ns);
+      double then = p.used_mj + part * (later.used_mj - p.used_mj);
+      return (d->used_mj - then) * 1e9 / (n - from);
+    }
+    later = p;
+  }
+  return n > later.ns ? (d->used_mj - later.used_mj) * 1e9 / (n - later.ns) : draw_mw(d);
+}
+
+double sensor_mw(const fake_device *d, int instant) {
+  double mw = instant || !d->power_mean_ms ? draw_mw(d) : mean_mw(d);
+  return d->power_permille ? mw * d->power_permille / 1000 : mw;
+}
+
 static void integrate(void) {
   uint64_t n = now_ns();
   for (unsigned i = 0; i < S->ndev; i++) {
     fake_device *d = &S->dev[i];
-    if (d->last_ns && n > d->last_ns) d->energy_mj += draw_mw(d) * (n - d->last_ns) / 1e9;
+    if (d->last_ns && n > d->last_ns) {
+      double more = draw_mw(d) * (n - d->last_ns) / 1e9;
+      d->used_mj += more;
+      if (!d->energy_frozen) d->energy_mj += more;
+    }
     d->last_ns = n;
+    if (d->power_mean_ms) remember(d, n);
   }
 }
 

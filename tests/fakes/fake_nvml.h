@@ -10,7 +10,7 @@
 #else
 typedef int nvmlReturn_t;
 typedef struct nvmlDevice_st *nvmlDevice_t;
-typedef int nvmlClockType_t, nvmlEnableState_t, nvmlTemperatureSensors_t;
+typedef int nvmlClockType_t, nvmlEnableState_t, nvmlTemperatureSensors_t, nvmlComputeMode_t;
 typedef unsigned nvmlDeviceArchitecture_t;
 typedef struct {
   unsigned gpu, memory;
@@ -60,6 +60,7 @@ enum {
   NVML_ERROR_NOT_SUPPORTED = 3,
   NVML_ERROR_NO_PERMISSION = 4,
   NVML_ERROR_NOT_FOUND = 6,
+  NVML_ERROR_INSUFFICIENT_SIZE = 7,
   NVML_ERROR_DRIVER_NOT_LOADED = 9
 };
 #endif
@@ -67,9 +68,15 @@ enum {
 #define API __attribute__((visibility("default")))
 #define MAXDEV 16
 #define MAXFAIL 32
+#define MAXHIST 64
 #define MAGIC 0x4c4d564eu
 
 /* ---- the state file: fake_nvml.py holds the same layout, keep both in step ---- */
+typedef struct {
+  uint64_t ns;
+  double used_mj;
+} fake_point;
+
 typedef struct {
   char name[96], uuid[80], busid[32];
   uint32_t util, mem_util, temp, mig_mode; /* mig_mode > 1: MIG is not supported */
@@ -79,7 +86,15 @@ typedef struct {
   uint64_t mem_total, mem_used;
   double energy_mj; /* what the energy counter shows; integrated on each call */
   uint64_t last_ns;
-  uint32_t n_set_limit, n_set_clock, pad0, pad1;
+  uint32_t n_set_limit, n_set_clock;
+  uint32_t energy_frozen;  /* != 0: the counter stands still, whatever is drawn */
+  uint32_t power_permille; /* what the power sensor shows of the draw; 0: all of it */
+  uint32_t power_mean_ms;  /* != 0: nvmlDeviceGetPowerUsage is a mean over so long */
+  uint32_t no_instant;     /* the present draw as a field value is 1: not supported, 2: zero */
+  uint32_t arch, cc;       /* nvmlDeviceArchitecture_t and compute capability x 10; 0: 9 and 90 */
+  uint32_t n_compute, n_mps, compute_mode, n_history;
+  double used_mj;          /* the truth: never frozen, never reset */
+  fake_point history[MAXHIST];
 } fake_device;
 
 typedef struct {
@@ -107,5 +122,6 @@ nvmlReturn_t leave(nvmlReturn_t rc);
 uint64_t now_ns(void);
 double sm_clock_mhz(const fake_device *d);
 double draw_mw(const fake_device *d);
+double sensor_mw(const fake_device *d, int instant); /* what the power sensor shows */
 
 #endif

@@ -18,9 +18,13 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-MAX_DEVICES, MAX_FAILURES, MAGIC = 16, 32, 0x4C4D564E
+MAX_DEVICES, MAX_FAILURES, MAX_HISTORY, MAGIC = 16, 32, 64, 0x4C4D564E
 GPU_IS_LOST, UNKNOWN, NO_PERMISSION, NOT_SUPPORTED = 15, 999, 4, 3
 _u32, _i32, _u64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint64
+
+
+class _Point(ctypes.Structure):
+    _fields_ = [("ns", _u64), ("used_mj", ctypes.c_double)]
 
 
 class _Device(ctypes.Structure):
@@ -36,7 +40,12 @@ class _Device(ctypes.Structure):
         ("mem_used", _u64),
         ("energy_mj", ctypes.c_double),
         ("last_ns", _u64),
-        *[(name, _u32) for name in ("n_set_limit", "n_set_clock", "pad0", "pad1")],
+        *[(name, _u32) for name in ("n_set_limit", "n_set_clock")],
+        *[(name, _u32) for name in ("energy_frozen", "power_permille", "power_mean_ms")],
+        *[(name, _u32) for name in ("no_instant", "arch", "cc")],
+        *[(name, _u32) for name in ("n_compute", "n_mps", "compute_mode", "n_history")],
+        ("used_mj", ctypes.c_double),
+        ("history", _Point * MAX_HISTORY),
     ]
 
 

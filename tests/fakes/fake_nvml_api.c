@@ -92,15 +92,17 @@ ON_DEVICE(nvmlDeviceGetPciInfo_v3, (nvmlDevice_t device, nvmlPciInfo_t *pci), {
   pci->bus = index_of(device) + 1;
 })
 ON_DEVICE(nvmlDeviceGetCudaComputeCapability, (nvmlDevice_t device, int *major, int *minor), {
-  *major = 9;
-  *minor = 0;
+  *major = (int)(d->cc ? d->cc : 90) / 10;
+  *minor = (int)(d->cc ? d->cc : 90) % 10;
 })
 ON_DEVICE(nvmlDeviceGetArchitecture, (nvmlDevice_t device, nvmlDeviceArchitecture_t *v),
-          { *v = 9; })
+          { *v = d->arch ? d->arch : 9; })
+ON_DEVICE(nvmlDeviceGetComputeMode, (nvmlDevice_t device, nvmlComputeMode_t *mode),
+          { *mode = (nvmlComputeMode_t)d->compute_mode; })
 
 /* ---- power and energy ---- */
 ON_DEVICE(nvmlDeviceGetPowerUsage, (nvmlDevice_t device, unsigned *mw),
-          { *mw = (unsigned)lround(draw_mw(d)); })
+          { *mw = (unsigned)lround(sensor_mw(d, 0)); })
 ON_DEVICE(nvmlDeviceGetTotalEnergyConsumption, (nvmlDevice_t device, unsigned long long *mj), {
   if (!S->energy_supported) REFUSE(NVML_ERROR_NOT_SUPPORTED);
   *mj = (unsigned long long)d->energy_mj;
@@ -180,11 +182,19 @@ ON_DEVICE(nvmlDeviceGetMigMode, (nvmlDevice_t device, unsigned *current, unsigne
 })
 ON_DEVICE(nvmlDeviceGetPersistenceMode, (nvmlDevice_t device, nvmlEnableState_t *mode),
           { *mode = 1; })
+static nvmlReturn_t list_processes(unsigned have, unsigned *count, nvmlProcessInfo_t *infos) {
+  unsigned room = *count;
+  *count = have;
+  if (room < have) return NVML_ERROR_INSUFFICIENT_SIZE;
+  for (unsigned i = 0; i < have; i++) infos[i] = (nvmlProcessInfo_t){1000 + i, 1ull << 30, ~0u, ~0u};
+  return NVML_SUCCESS;
+}
 ON_DEVICE(nvmlDeviceGetComputeRunningProcesses_v3,
-          (nvmlDevice_t device, unsigned *count, nvmlProcessInfo_t *infos), {
-            (void)infos;
-            *count = 0;
-          })
+          (nvmlDevice_t device, unsigned *count, nvmlProcessInfo_t *infos),
+          { REFUSE(list_processes(d->n_compute, count, infos)); })
+ON_DEVICE(nvmlDeviceGetMPSComputeRunningProcesses_v3,
+          (nvmlDevice_t device, unsigned *count, nvmlProcessInfo_t *infos),
+          { REFUSE(list_processes(d->n_mps, count, infos)); })
 ON_DEVICE(nvmlDeviceGetGraphicsRunningProcesses_v3,
           (nvmlDevice_t device, unsigned *count, nvmlProcessInfo_t *infos), {
             (void)infos;
@@ -204,8 +214,12 @@ static void field_value(const fake_device *d, nvmlFieldValue_t *v) {
       v->value.ullVal = (unsigned long long)d->energy_mj;
       if (!S->energy_supported) v->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
       break;
-    case 185:
-    case 186: v->value.uiVal = (unsigned)lround(draw_mw(d)); break;
+    case 185: v->value.uiVal = (unsigned)lround(sensor_mw(d, 0)); break;
+    case 186:
+      v->value.uiVal = (unsigned)lround(sensor_mw(d, 1));
+      if (d->no_instant == 1) v->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+      if (d->no_instant == 2) v->value.uiVal = 0;
+      break;
     case 187: v->value.uiVal = d->min_mw; break;
     case 188: v->value.uiVal = d->max_mw; break;
     case 189: v->value.uiVal = d->default_mw; break;

@@ -6,7 +6,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serve_app.meters import DeviceReading, EnergyMeter, MeterBackend, Source
+import pytest
+
+from serve_app.meters import Anomaly, DeviceReading, EnergyMeter, MeterBackend, Source
+from serve_app.meters.base import lossy
 
 
 @dataclass
@@ -58,7 +61,7 @@ def check_cumulative(subject: Subject) -> None:
             assert new.source in subject.sources
             assert new.reason is None
             assert (new.last_known_joules, new.last_known_s) == (new.joules, subject.clock())
-            assert new.anomalies == 0
+            assert (new.anomalies, new.anomaly_counts) == (0, {})
         before = after
 
 
@@ -84,6 +87,7 @@ def check_loss_keeps_the_floor(subject: Subject) -> None:
         assert reading.reason
         assert reading.last_known_joules == last_good.joules
         assert reading.last_known_s == last_good.last_known_s
+        assert reading.anomalies == lossy(reading.anomaly_counts)
         subject.clock.advance(1.0)
 
 
@@ -104,6 +108,52 @@ def check_loss_inside_a_window(subject: Subject) -> None:
     meter.begin()
     subject.clock.advance(1.0)
     assert meter.end().joules_by_device[lost.device.id] is None
+
+
+def check_window(subject: Subject) -> None:
+    meter = EnergyMeter([subject.backend], clock=subject.clock)
+    meter.begin()
+    subject.work(2.0)
+    result = meter.end()
+    assert result.duration_s == 2.0
+    assert result.joules is not None
+    assert result.joules > 0.0
+    assert result.average_watts == pytest.approx(result.joules / 2.0)
+    assert result.source in subject.sources
+    assert result.coverage_ratio == 1.0
+    assert result.unavailable == {}
+    assert sum(result.joules_by_device.values()) == pytest.approx(result.joules)
+    assert sum(result.joules_by_kind.values()) == pytest.approx(result.joules)
+
+
+def check_a_clock_that_steps_back(subject: Subject) -> None:
+    subject.work(1.0)
+    before = subject.read()[0].joules
+    subject.clock.advance(-5.0)
+    first = subject.read()[0]
+    assert first.joules == pytest.approx(before, abs=0.5)  # the estimate sees its own CPU time
+    assert first.joules >= before
+    last = first.joules
+    for _ in range(3):
+        subject.work(1.0)
+        reading = subject.read()[0]
+        assert reading.joules >= last
+        last = reading.joules
+    assert last > first.joules
+    assert last - first.joules < 3.5 * 1000.0
+    assert reading.anomaly_counts[Anomaly.CLOCK] == 1
+    assert reading.last_known_s == subject.clock()
+
+
+def check_a_reader_that_was_held_up(subject: Subject) -> None:
+    subject.work(1.0)
+    before = subject.read()
+    late = subject.backend.read(subject.clock() - 0.01)  # it took its time before the one above
+    subject.work(1.0)
+    after = subject.read()
+    for old, new, newest in zip(before, late, after, strict=True):
+        assert old.joules <= new.joules < newest.joules
+        assert newest.anomaly_counts == {}
 
 
 def check_close(subject: Subject) -> None:
@@ -147,6 +197,9 @@ CHECKS = (
     check_reading_again_adds_nothing,
     check_loss_keeps_the_floor,
     check_loss_inside_a_window,
+    check_window,
+    check_a_clock_that_steps_back,
+    check_a_reader_that_was_held_up,
     check_close,
     check_threads,
 )

@@ -1,4 +1,4 @@
-"""The contract over rapl, estimated and replay; nvml runs it in nvml_cases.py."""
+"""The contract over rapl, estimated and replay; nvml and pyrapl run it elsewhere."""
 
 import subprocess
 import sys

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -66,22 +65,70 @@ def test_a_command_that_cannot_start(command, code):
 
 
 def test_bad_input_is_exit_code_2():
-    done = run("--backends", "pyrapl", "--", "true")
+    done = run("--backends", "nonsense", "--", "true")
     assert done.returncode == 2
-    assert "allowed: nvml, rapl, estimated, replay" in done.stderr
+    assert "allowed: nvml, rapl, pyrapl, estimated, replay" in done.stderr
 
 
-def test_sigterm_is_passed_on_and_energy_still_reported():
+def started(code, *before):
+    """The meter around a shell that has said that it runs."""
     process = subprocess.Popen(
-        [*ARGS, "--json", "--", "sh", "-c", "echo started >&2; exec sleep 60"],
+        [*before, *ARGS, "--json", "--", "bash", "-c", code],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stderr.readline() == "started\n"
-    time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    stdout, _ = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert json.loads(stdout)["joules"] > 0.0
+    return process
+
+
+def finished(process):
+    stdout, stderr = process.communicate(timeout=30)
+    return process.returncode, json.loads(stdout), stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_is_passed_on_and_energy_still_reported(number):
+    process = started("echo started >&2; exec sleep 60")
+    process.send_signal(number)
+    code, document, _ = finished(process)
+    assert code == document["exit_code"] == 128 + number
+    assert document["joules"] > 0.0
+
+
+def test_ctrl_c_is_left_to_the_command(tmp_path):
+    """The terminal sends it to both; here the meter alone gets it, and must not end by it."""
+    process = started("echo started >&2; sleep 0.5; exit 3")
+    process.send_signal(signal.SIGINT)
+    code, document, _ = finished(process)
+    assert (code, document["exit_code"]) == (3, 3)
+
+
+def test_a_signal_that_was_ignored_stays_ignored_for_the_command():
+    ignored = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    ignored += "os.execvp(sys.argv[1], sys.argv[1:])"
+    process = started(
+        "echo started >&2; kill -HUP $$; echo survived >&2", sys.executable, "-c", ignored
+    )
+    code, _, stderr = finished(process)
+    assert (code, stderr) == (0, "survived\n")
+
+
+def test_children_of_the_command_count(tmp_path):
+    burn = "import time\nwhile time.process_time() < 0.4: pass"
+    shell = f"{sys.executable} -S -c '{burn}' & {sys.executable} -S -c '{burn}'; wait"
+    done = run("--json", "--", "bash", "-c", shell)
+    document = json.loads(done.stdout)
+    cpu_joules = document["joules"] - 1.0 * document["duration_s"]
+    assert cpu_joules == pytest.approx(4.0 * 0.8, rel=0.25)
+
+
+def test_the_document_says_which_kinds_are_missing_and_what_a_sensor_did():
+    document = json.loads(run("--json", "--", "true").stdout)
+    assert set(document["missing"]) == {"gpu", "dram"}
+    assert document["missing"]["dram"].startswith("rapl: ")
+    assert document["joules_by_kind"] == {"cpu": document["joules"]}
+    assert document["caveats"] == {}
+    assert document["devices"][0]["anomaly_counts"] == {}
+    assert document["coverage_ratio"] == 1.0

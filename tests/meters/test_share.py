@@ -1,7 +1,19 @@
+"""Shares of a host: the rule, its sum over replicas, and real processes."""
+
+import os
+import subprocess
+import sys
+import time
+
 import pytest
+from fake_powercap import FakePowercap
 from hypothesis import given
 from hypothesis import strategies as st
+from meter_contract import FakeClock
 
+from policies.core.errors import ConfigError
+from serve_app.meters import ProcessShare, RaplBackend, RaplSettings, host_remainder
+from serve_app.meters.poller import Poller
 from serve_app.meters.share import HostWindow, host_share
 
 
@@ -71,3 +83,81 @@ def test_more_work_never_costs_less(low, more):
         for s in (low, min(1e6, low + more))
     ]
     assert shares[0] <= shares[1]
+
+
+def test_the_pollers_of_a_host_act_together():
+    poller = Poller("test", 3600.0, lambda: None, aligned=True)
+    try:
+        moment_s = time.monotonic() + poller._wait_s()
+        assert (moment_s + 1.0) % 3600.0 == pytest.approx(1.0, abs=0.5)
+    finally:
+        poller.close()
+
+
+def test_the_remainder_is_what_nobody_was_charged(tmp_path):
+    tree = FakePowercap.server(tmp_path / "p")
+    clock = FakeClock()
+    quarter = ProcessShare(allotted_cores=os.cpu_count() / 4)
+    settings = RaplSettings(root=tree.root, share=quarter, idle_watts=100.0)
+    backends = [RaplBackend(settings, clock=clock) for _ in range(2)]
+    try:
+        for _ in range(5):
+            clock.advance(1.0)
+            for name in ("intel-rapl:0", "intel-rapl:0:2"):
+                tree.zones[name].add(50_000_000)  # 100 W together: all of it is idle
+            readings = [one for backend in backends for one in backend.read(clock())]
+    finally:
+        for backend in backends:
+            backend.close()
+    assert [one.joules for one in readings] == pytest.approx([62.5] * 4)
+    assert [one.whole_joules for one in readings] == pytest.approx([250.0] * 4)
+    assert "share of the host" in readings[0].caveat
+    assert host_remainder(readings) == pytest.approx(
+        {"cpu:package-0": 125.0, "dram:package-0": 125.0}
+    )
+
+
+def test_idle_watts_follow_the_allotted_cores(tmp_path):
+    def rapl(tree, **settings):
+        backend = RaplBackend(RaplSettings(root=tree.root, **settings))
+        backend.close()
+        return backend
+
+    tree = FakePowercap.server(tmp_path / "p")
+    assert rapl(tree).idle_watts() is None
+    assert rapl(tree, idle_watts=80.0).idle_watts() == 80.0
+    half = ProcessShare(allotted_cores=os.cpu_count() / 2)
+    assert rapl(tree, idle_watts=80.0, share=half).idle_watts() == pytest.approx(40.0)
+
+
+def test_two_replicas_never_get_more_than_the_host_used(tmp_path):
+    tree = FakePowercap.server(tmp_path / "p")
+    burner = "t = __import__('time'); e = t.time() + 1.5\nwhile t.time() < e: pass"
+    replicas = [subprocess.Popen([sys.executable, "-c", burner]) for _ in range(2)]
+    half = os.cpu_count() / 2
+    backends = [
+        RaplBackend(
+            RaplSettings(root=tree.root, share=ProcessShare(allotted_cores=half, pid=one.pid))
+        )
+        for one in replicas
+    ]
+    try:
+        for _ in range(4):
+            time.sleep(0.2)
+            tree.zones["intel-rapl:0"].add(20_000_000)
+            readings = [backend.read(time.monotonic())[0] for backend in backends]
+        charged = [reading.joules for reading in readings]
+    finally:
+        for backend in backends:
+            backend.close()
+        for replica in replicas:
+            replica.kill()
+            replica.wait()
+    assert all(joules > 0.0 for joules in charged)
+    assert sum(charged) <= 80.0 * 1.1  # CPU time is counted in ticks of 10 ms
+
+
+@pytest.mark.parametrize("cores", [-1.0, float("nan"), float("inf")])
+def test_share_needs_a_valid_number_of_cores(cores):
+    with pytest.raises(ConfigError, match="allotted_cores"):
+        ProcessShare(allotted_cores=cores)
