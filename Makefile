@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check rapl-wraps
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,15 @@ check: $(STAMP) ## Linters, types, import rules, generated docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m serve_app.observers.docs --check
+
+gpu-check: $(STAMP) ## Check the meter of this machine's NVIDIA GPUs (only reads); without one, its tests
+	@if [ -e /dev/nvidiactl ]; then exec $(BIN)/jouleserve gpu-check; else \
+	  echo "no NVIDIA GPU here: running the check against the fake library"; \
+	  exec $(BIN)/python -m pytest -q tests/gpu_check; fi
+
+rapl-wraps: $(STAMP) ## RAPL over three wraps, pyRAPL beside it: writes docs/results/rapl-wraps
+	$(BIN)/uv pip install --quiet --target ~/.cache/jouleserve/oracles/pyRAPL --no-deps pyRAPL==0.2.3.1
+	$(BIN)/python tests/meters/rapl_wraps.py --write docs/results/rapl-wraps
 
 format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -29,8 +29,12 @@ def compare(
     cell: Annotated[float, typer.Option(help="About how many seconds a cell lasts.")] = 10.0,
     burst: Annotated[
         str, typer.Option(help="Dynamic load, BASE:PEAK:PERIOD[:DUTY], req/s and s.")
-    ] = "0.3:2.5:100",
+    ] = "0.2:2.2:300:0.4",
     duration: Annotated[float, typer.Option(help="Seconds of the dynamic load.")] = 300.0,
+    dynamic_prompt_tokens: Annotated[
+        str, typer.Option(help="Of the dynamic load: N, LOW:HIGH, or a CSV cdf_pct,tokens.")
+    ] = "16",
+    dynamic_output_tokens: Annotated[str, typer.Option(help="Likewise.")] = "32",
     stock_target: Annotated[
         list[float] | None,
         typer.Option(help="Run stock with this target_ongoing_requests too (repeatable)."),
@@ -71,6 +75,8 @@ def compare(
         cell_s=cell,
         burst=burst,
         duration_s=duration,
+        dynamic_prompt_tokens=dynamic_prompt_tokens,
+        dynamic_output_tokens=dynamic_output_tokens,
         stock_targets=tuple(stock_target or ()),
         seed=seed,
     )

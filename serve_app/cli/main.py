@@ -43,6 +43,9 @@ COMMANDS: dict[str, Lazy] = {
     "profile": Lazy("serve_app.cli.profile", "Measure an engine and fit its model."),
     "fit": Lazy("serve_app.cli.fit", "Fit a latency and power model to measured samples."),
     "meter": Lazy("serve_app.cli.meter", "Run a command and meter its energy."),
+    "report": Lazy("serve_app.cli.report", "Report joules, cost and CO2 of logged requests."),
+    "doctor": Lazy("serve_app.cli.doctor", "Say what this host can meter and serve, and why not."),
+    "gpu-check": Lazy("serve_app.cli.gpu_check", "Check the meter of an NVIDIA GPU; reads only."),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -22,6 +22,8 @@ _NOT_FOUND = 127
 _SIGNAL_BASE = 128
 _BAD_INPUT = 2
 _STDERR_FD = 2
+_SENT_TO_BOTH = (signal.SIGINT, signal.SIGQUIT)  # by the terminal: Ctrl-C, Ctrl-\
+_RELAYED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def meter(
@@ -54,8 +56,10 @@ def meter(
         energy_meter.begin()
         exit_code = _run(command, stdout_to_stderr=json_output)
         measurement = energy_meter.end()
+        missing = energy_meter.missing()
     if json_output:
-        typer.echo(json.dumps(report(measurement, command, exit_code)))
+        document = report(measurement, command, exit_code)
+        typer.echo(json.dumps({**document, "missing": missing}))
     else:
         _print_table(measurement)
     raise typer.Exit(exit_code)
@@ -65,6 +69,7 @@ def report(measurement: Measurement, command: Sequence[str], exit_code: int) -> 
     """Return the JSON document: null joules where nothing could be measured."""
     document = asdict(measurement)
     document.pop("name")
+    document["joules_by_kind"] = measurement.joules_by_kind
     document["devices"] = [
         {
             **asdict(device.device),
@@ -72,8 +77,11 @@ def report(measurement: Measurement, command: Sequence[str], exit_code: int) -> 
             "average_watts": device.average_watts,
             "source": device.source,
             "covered_s": device.covered_s,
+            "resolved_ratio": device.resolved_ratio,
             "reason": device.reason,
+            "caveat": device.caveat,
             "anomalies": device.anomalies,
+            "anomaly_counts": device.anomaly_counts,
         }
         for device in measurement.devices
     ]
@@ -83,7 +91,7 @@ def report(measurement: Measurement, command: Sequence[str], exit_code: int) -> 
 def _run(command: Sequence[str], *, stdout_to_stderr: bool) -> int:
     """Run the command to its end; returns the exit code in the shell's convention."""
     stdout = _STDERR_FD if stdout_to_stderr else None
-    with _signals_passed_on() as started:
+    with _signals_relayed() as relay:
         try:
             process = subprocess.Popen(command, stdout=stdout)
         except FileNotFoundError:
@@ -92,29 +100,45 @@ def _run(command: Sequence[str], *, stdout_to_stderr: bool) -> int:
         except OSError as error:
             typer.echo(f"jouleserve meter: {command[0]}: {error.strerror}", err=True)
             return _NOT_EXECUTABLE
-        started.append(process)
+        relay.attach(process)
         code = process.wait()
     return code if code >= 0 else _SIGNAL_BASE - code
 
 
+class _Relay:
+    """A signal handler that passes the signal on to the command, also one that came too early."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._early: list[int] = []
+
+    def __call__(self, number: int, _frame: object) -> None:
+        if self._process is None:
+            self._early.append(number)
+        else:
+            self._process.send_signal(number)
+
+    def attach(self, process: subprocess.Popen[bytes]) -> None:
+        """The command has started."""
+        self._process = process
+        for number in self._early:
+            process.send_signal(number)
+
+
 @contextmanager
-def _signals_passed_on() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Outlive Ctrl-C, which the terminal sends to the command as well, and pass SIGTERM on.
+def _signals_relayed() -> Iterator[_Relay]:
+    """Outlive what the terminal sends to the command as well, and pass the rest on.
 
-    Handlers are not inherited through exec, so the command starts with the default ones.
+    Handlers are not inherited through exec, so the command starts with the default ones; a signal
+    that was ignored (nohup, a job in the background) stays ignored for both.
     """
-    started: list[subprocess.Popen[bytes]] = []
-
-    def terminate(*_: object) -> None:
-        for process in started:
-            process.terminate()
-
-    previous = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
-    }
+    relay = _Relay()
+    handlers: dict[int, Callable[[int, object], None]] = dict.fromkeys(_RELAYED, relay)
+    handlers |= dict.fromkeys(_SENT_TO_BOTH, lambda *_: None)
+    taken = {n: h for n, h in handlers.items() if signal.getsignal(n) is not signal.SIG_IGN}
+    previous = {number: signal.signal(number, handler) for number, handler in taken.items()}
     try:
-        yield started
+        yield relay
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -135,9 +159,13 @@ def _print_table(measurement: Measurement) -> None:
     console.print(f"duration {measurement.duration_s:.3f} s{coverage}", highlight=False)
     for name, reason in measurement.unavailable.items():
         console.print(f"unavailable: {name}: {reason}", markup=False, highlight=False)
-    faults = sum(device.anomalies for device in measurement.devices)
-    if faults:
-        console.print(f"counter faults: {faults}; the joules above are a lower bound")
+    for name, caveat in measurement.caveats.items():
+        console.print(f"note: {name}: {caveat}", markup=False, highlight=False)
+    for device in measurement.devices:
+        if device.anomaly_counts:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in device.anomaly_counts.items())
+            bound = "; its joules are a lower bound" if device.anomalies else ""
+            console.print(f"sensor: {device.device.id}: {kinds}{bound}", markup=False)
 
 
 def _number(value: float | None) -> str:

@@ -64,10 +64,10 @@ class CompareOptions:
     prompt_tokens: int = 64
     output_tokens: int = 64
     cell_s: float = 10.0
-    burst: str = "0.3:2.5:100"
+    burst: str = "0.2:2.2:300:0.4"
     duration_s: float = 300.0
-    dynamic_prompt_tokens: str = "128"
-    dynamic_output_tokens: str = "64"
+    dynamic_prompt_tokens: str = "16"
+    dynamic_output_tokens: str = "32"
     stock_targets: tuple[float, ...] = ()
     slo: SLO = field(default_factory=SLO)
     seed: int = 0
@@ -99,6 +99,8 @@ class CompareOptions:
             cell_s=1.0,
             burst=self.burst,
             duration_s=min(60.0, self.duration_s),
+            dynamic_prompt_tokens=self.dynamic_prompt_tokens,
+            dynamic_output_tokens=self.dynamic_output_tokens,
             stock_targets=self.stock_targets,
             slo=self.slo,
             seed=self.seed,
