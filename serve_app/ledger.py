@@ -12,12 +12,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
+
+from serve_app.meters import DeviceReading
 
 _GONE_AFTER_S = 10.0
 _KEPT_REPLICAS = 512
@@ -29,7 +32,8 @@ Family = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Push:
     """What one replica says: its identity, its metric families, its books (joules, all devices
-    summed; None = unavailable), its knobs, and why its last `user_config` is not in force."""
+    summed; None = unavailable), its knobs, what each kind of device used (`metered`), the state of
+    each of its devices (`device_rows`), and why its last `user_config` is not in force."""
 
     deployment: str
     replica: str
@@ -37,7 +41,25 @@ class Push:
     families: list[Family]
     books: dict[str, float | None]
     knobs: dict[str, float | None]
+    metered: dict[str, float] = field(default_factory=dict)
+    devices: list[dict[str, Any]] = field(default_factory=list)
     refused_user_config: str | None = None
+
+
+def device_rows(readings: Iterable[DeviceReading]) -> list[dict[str, Any]]:
+    """Each metered device as the API shows it. `joules`: since the replica's meter opened, up to
+    the last good reading; None = never read. `reason`: why it cannot be read now, else None."""
+    return [
+        {
+            "id": reading.device.id,
+            "kind": reading.device.kind.value,
+            "name": reading.device.name,
+            "joules": reading.last_known_joules,
+            "source": reading.source.value,
+            "reason": reading.reason,
+        }
+        for reading in readings
+    ]
 
 
 def families_of(registry: CollectorRegistry) -> list[Family]:
@@ -81,12 +103,16 @@ class LedgerState:
 
     def energy(self, now_s: float) -> dict[str, Any]:
         """The application's books and replicas: `meter_joules` = attributed + open + idle +
-        unattributed - prepaid. A sum is None when no replica could measure it."""
+        unattributed - prepaid. A sum is None when no replica could measure it; a kind of device
+        that nobody metered is absent from `meter_joules_by_kind`."""
         sums: dict[str, float | None] = dict.fromkeys(
             ("meter", "attributed", "open", "idle", "unattributed", "prepaid")
         )
+        by_kind: dict[str, float] = {}
         for key, push in self._pushes.items():
             books = dict(push.books)
+            for kind, joules in push.metered.items():
+                by_kind[kind] = by_kind.get(kind, 0.0) + joules
             if not self._alive(key, now_s) and books.get("meter") is not None:
                 # Its open requests will never be answered; what was prepaid was never metered.
                 lost = (books["open"] or 0.0) - (books["prepaid"] or 0.0)
@@ -98,6 +124,7 @@ class LedgerState:
         alive = [push for key, push in self._pushes.items() if self._alive(key, now_s)]
         return {
             **{f"{name}_joules": value for name, value in sums.items()},
+            "meter_joules_by_kind": by_kind,
             "num_replicas": len(alive),
             "replicas": [
                 {
@@ -105,6 +132,7 @@ class LedgerState:
                     "replica": p.replica,
                     "model": p.model,
                     **p.knobs,
+                    "devices": p.devices,
                     "refused_user_config": p.refused_user_config,
                 }
                 for p in alive

@@ -12,6 +12,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from serve_app.request_log.call import Call
+from serve_app.request_log.replica import ReplicaRequests
+
 EnergyOf = Callable[[str], dict[str, Any]]  # OpenAI response id → the energy object
 _ID = re.compile(r'"id":\s?"([^"]+)"')
 _DONE = "data: [DONE]"
@@ -61,23 +64,32 @@ def error_event(message: str, kind: str = "engine_error", code: int = 500) -> st
 class EnergyMiddleware:
     """ASGI layer for Ray's direct streaming and plain vLLM, where no handler of ours is called."""
 
-    def __init__(self, app: Any, *, energy_of: EnergyOf) -> None:
+    def __init__(
+        self, app: Any, *, energy_of: EnergyOf, requests: ReplicaRequests | None = None
+    ) -> None:
         self.app = app
         self._energy_of = energy_of
+        self._requests = requests
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or not str(scope["path"]).endswith(_METERED_PATHS):
             await self.app(scope, receive, send)
             return
-        await self.app(scope, receive, _Sender(send, self._energy_of).send)
+        if self._requests is None:
+            await self.app(scope, receive, _Sender(send, self._energy_of).send)
+            return
+        call, scope, receive = await self._requests.arrive_asgi(scope, receive)
+        with self._requests.follow(call):
+            await self.app(scope, receive, _Sender(send, self._energy_of, call).send)
 
 
 class _Sender:
-    """Rewrites the response messages of one request."""
+    """Rewrites the response messages of one request, and notes in its call how they end."""
 
-    def __init__(self, send: Any, energy_of: EnergyOf) -> None:
+    def __init__(self, send: Any, energy_of: EnergyOf, call: Call | None = None) -> None:
         self._send = send
         self._energy_of = energy_of
+        self._call = call or Call()
         self._stream: StreamAnnotator | None = None
         self._start: Any = None
         self._body = b""
@@ -86,6 +98,8 @@ class _Sender:
         if message["type"] == "http.response.start":
             headers = dict(message.get("headers", ()))
             content_type = headers.get(b"content-type", b"")
+            if message["status"] != 200:
+                self._call.refused(message["status"])
             if content_type.startswith(b"text/event-stream"):
                 self._stream = StreamAnnotator(self._energy_of)
             elif content_type.startswith(b"application/json") and message["status"] == 200:
@@ -93,7 +107,9 @@ class _Sender:
                 return
         elif message["type"] == "http.response.body":
             if self._stream is not None:
-                text = self._stream.annotate(message.get("body", b"").decode("utf-8"))
+                event = message.get("body", b"").decode("utf-8")
+                text = self._stream.annotate(event)
+                self._call.event(event)
                 message = {**message, "body": text.encode("utf-8")}
             elif self._start is not None:
                 self._body += message.get("body", b"")
@@ -105,6 +121,7 @@ class _Sender:
 
     async def _send_json(self) -> None:
         body = with_energy(self._body, self._energy_of)
+        self._call.completed()
         headers = [(k, v) for k, v in self._start["headers"] if k.lower() != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
         await self._send({**self._start, "headers": headers})

@@ -20,22 +20,24 @@ from policies.core.errors import ConfigError
 from policies.core.types import ReplicaObservation
 from policies.core.window import Window
 from policies.model.fitted import FittedModel
-from serve_app.accounting import EnergyAccountant
 from serve_app.actuators.batch_cap import BatchCap
 from serve_app.control_loop import ControlLoop, Replica
 from serve_app.deciders import policy_for
 from serve_app.engine import ray_server
 from serve_app.engine.access import warm_up
-from serve_app.engine.step_link import SOCKET_ENV
+from serve_app.engine.step_link import SOCKET_ENV, StepEvent
 from serve_app.engine.tap import HORIZON_S, STATE, FinishedRequest
-from serve_app.ledger import Push, families_of, ledger_handle
-from serve_app.meters import EstimateSettings, ProcessShare, Source, open_meter
+from serve_app.ledger import Push, device_rows, families_of, ledger_handle
 from serve_app.observers.metrics import MetricSet
 from serve_app.observers.recorder import Recorder
 from serve_app.observers.step_residual import StepResidual
 from serve_app.ray_policy import report
+from serve_app.replica_setup import labels_of, open_accountant
+from serve_app.request_log.call import Call
+from serve_app.request_log.open_requests import Identity
+from serve_app.request_log.replica import ReplicaRequests
 from serve_app.responses import EnergyMiddleware, StreamAnnotator, error_event
-from serve_app.settings import EnergySettings, LiveSettings, parse_energy, parse_live
+from serve_app.settings import LiveSettings, parse_energy, parse_live
 
 log = logging.getLogger("ray.serve")
 
@@ -56,13 +58,14 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         energy = parse_energy(extra.get("energy", {}), f"model {self._llm_config.model_id}")
         profile = extra.get("profile")
         model = FittedModel.from_dict(profile, source="profile") if profile else None
-        accountant = _open_accountant(energy, model, self._llm_config)
+        accountant = await open_accountant(energy, model, self._llm_config)
         os.environ[SOCKET_ENV] = accountant.receiver.path
         await super().start()
         await warm_up(self.engine)
         STATE.clear_samples()
         context = serve.get_replica_context()
-        recorder = Recorder(MetricSet(_labels(context, self._llm_config), mirror_to_ray=True))
+        labels = labels_of(context, self._llm_config)
+        recorder = Recorder(MetricSet(labels, mirror_to_ray=True))
         self._context = context
         self._replica = Replica(
             name=context.replica_id.unique_id,
@@ -76,6 +79,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             output_tokens=Window(HORIZON_S),
         )
         self._metrics = recorder.metrics
+        self._requests = ReplicaRequests(energy, Identity(**labels), self._energy_of)
         self._ledger: Any = None
         self._residual = StepResidual(model.latency) if model is not None else None
         self._connect()
@@ -87,50 +91,54 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         """Wire the engine's facts to the books and the metrics."""
         accountant, recorder = self._replica.accountant, self._replica.recorder
         accountant.drain()
-        if self._residual is not None:
-            accountant.on_step = self._residual.on_step
-        loop = asyncio.get_running_loop()
-        watched = accountant.receiver.fileno()
-
-        def on_readable() -> None:
-            accountant.drain()
-            if not accountant.receiver.connected:
-                loop.remove_reader(watched)
-
-        loop.add_reader(watched, on_readable)
+        accountant.on_step = self._on_step
         accountant.on_aborted = recorder.aborted
         STATE.listeners.append(self._finished)
         STATE.itl_listeners.append(recorder.itl)
+
+    def _on_step(self, event: StepEvent) -> None:
+        if self._residual is not None:
+            self._residual.on_step(event)
+        self._requests.on_step(event)
 
     def _finished(self, request: FinishedRequest) -> None:
         replica = self._replica
         replica.output_tokens.add(time.monotonic(), float(request.output_tokens))
         energy = replica.accountant.finish(request.request_id)
         replica.recorder.finished(request, energy, replica.settings.slo.to_slo())
+        self._requests.finished(request)
 
     # ---- request path
 
     async def chat(self, request: Any, raw_request_info: Any = None) -> Any:
         """Ray's chat, with energy in the answer."""
-        return self._metered(await super().chat(request, raw_request_info))
+        call = self._requests.arrive(request, raw_request_info)
+        answers = await super().chat(request, raw_request_info)
+        return self._metered(answers, call.named("chatcmpl", request))
 
     async def completions(self, request: Any, raw_request_info: Any = None) -> Any:
         """Ray's completions, with energy in the answer."""
-        return self._metered(await super().completions(request, raw_request_info))
+        call = self._requests.arrive(request, raw_request_info)
+        answers = await super().completions(request, raw_request_info)
+        return self._metered(answers, call.named("cmpl", request))
 
-    async def _metered(self, answers: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    async def _metered(
+        self, answers: AsyncGenerator[Any, None], call: Call
+    ) -> AsyncGenerator[Any, None]:
         """Pass the answers on; add energy; end a stream that breaks with an error event."""
         annotator = StreamAnnotator(self._energy_of)
         streaming = False
         try:
-            async for answer in answers:
-                if isinstance(answer, list):
-                    streaming = True
-                    yield [annotator.annotate(a) if isinstance(a, str) else a for a in answer]
-                else:
-                    if getattr(answer, "usage", None) is not None:
-                        answer.energy = self._energy_of(answer.id)  # vLLM's models allow extras
-                    yield answer
+            with self._requests.follow(call):
+                async for answer in answers:
+                    call.answered(answer)
+                    if isinstance(answer, list):
+                        streaming = True
+                        yield [annotator.annotate(a) if isinstance(a, str) else a for a in answer]
+                    else:
+                        if getattr(answer, "usage", None) is not None:
+                            answer.energy = self._energy_of(answer.id)  # vLLM's allow extras
+                        yield answer
         except Exception as error:
             self._replica.accountant.engine_died()
             if not streaming:
@@ -144,7 +152,9 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
     async def __serve_build_asgi_app__(self) -> Any:
         """Direct streaming: vLLM's own app behind our middleware and routes."""
         app = await super().__serve_build_asgi_app__()
-        ray_server.add_middleware(app, EnergyMiddleware, energy_of=self._energy_of)
+        ray_server.add_middleware(
+            app, EnergyMiddleware, energy_of=self._energy_of, requests=self._requests
+        )
         ray_server.add_application_routes(app, self.ledger_view)
         return app
 
@@ -181,6 +191,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         """Push this replica's totals to the ledger; a lost ledger is made again next time."""
         if self._residual is not None:
             self._metrics.set("jouleserve_model_residual_ratio", self._residual.take())
+        self._requests.publish(self._metrics)
         try:
             await asyncio.wait_for(self._ledger_actor().push.remote(self._push()), timeout=5.0)
         except Exception:
@@ -195,6 +206,8 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             model=self._llm_config.model_id,
             families=families_of(self._metrics.registry),
             books=self._replica.accountant.totals(),
+            metered=dict(self._replica.accountant.books.metered),
+            devices=device_rows(self._replica.accountant.windows.devices),
             knobs={
                 "max_num_active_seqs": cap.in_force.max_num_active_seqs if cap.in_force else None,
                 "num_running": engine.num_running,
@@ -207,41 +220,3 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
 class LLMServer(EnergyLLMServer):
     """EnergyLLMServer under Ray's own class name, and so Ray's deployment names: used when there is
     no `energy:` block, so that a file written for `ray.serve.llm` moves over by its import path."""
-
-
-def _open_accountant(
-    energy: EnergySettings, model: FittedModel | None, llm_config: Any
-) -> EnergyAccountant:
-    """The meter of this replica and its books. RAPL counts the host: the replica is charged its
-    share by CPU seconds and by the cores that Ray gave it."""
-    estimated = energy.meter.estimated
-    meter = open_meter(
-        energy.meter.backends,
-        share=ProcessShare(allotted_cores=_allotted_cores(llm_config)),
-        gpu_idle_watts=model.power.idle_watts if model is not None else None,
-        estimate=EstimateSettings(
-            watts_per_busy_core=estimated.watts_per_busy_core, idle_watts=estimated.idle_watts
-        ),
-    )
-    accountant = EnergyAccountant(meter)
-    if accountant.sources.get("cpu") == Source.ESTIMATED:
-        accountant.set_idle_watts("cpu", estimated.idle_watts)
-    if model is not None and "gpu" in accountant.sources:
-        accountant.set_idle_watts("gpu", model.power.idle_watts)
-    return accountant
-
-
-def _allotted_cores(llm_config: Any) -> float:
-    """CPUs that Ray's scheduler gave the replica and its engine together."""
-    actor = llm_config.deployment_config.get("ray_actor_options") or {}
-    bundles = llm_config.get_engine_config().placement_bundles
-    return float(actor.get("num_cpus", 1)) + sum(float(b.get("CPU", 0)) for b in bundles)
-
-
-def _labels(context: Any, llm_config: Any) -> dict[str, str]:
-    return {
-        "application": context.app_name,
-        "deployment": context.deployment,
-        "replica": context.replica_id.unique_id,
-        "model": llm_config.model_id,
-    }

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from policies.core.errors import ConfigError
 from policies.core.types import SLO, Bounds, ControlSettings, Mode
+from serve_app.request_log.settings import RequestLogSettings
 
 PROFILE_DIR = Path("configs") / "profiles"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -64,7 +65,15 @@ class EstimatedMeterSettings(_Strict):
 class MeterSettings(_Strict):
     """Where joules come from, in order; what is missing is said, never zero."""
 
-    backends: tuple[Literal["nvml", "rapl", "estimated"], ...] = ("nvml", "rapl", "estimated")
+    backends: tuple[Literal["nvml", "rapl", "pyrapl", "estimated"], ...] = (
+        "nvml",
+        "rapl",
+        "estimated",
+    )
+    powercap_root: Path | None = Field(
+        default=None,
+        description="where RAPL's zones are, if not in /sys/class/powercap: a mount in a container",
+    )
     interval_s: float = Field(default=1.0, ge=0.1, le=10.0)
     estimated: EstimatedMeterSettings = EstimatedMeterSettings()
 
@@ -85,6 +94,7 @@ class EnergySettings(_Strict):
     )
     meter: MeterSettings = MeterSettings()
     power: PowerSettings = PowerSettings()
+    request_log: RequestLogSettings = RequestLogSettings()
 
     @property
     def metering_only(self) -> bool:
@@ -204,3 +214,17 @@ def find_profile(name: str) -> Path:
 def environment_flag(name: str) -> bool:
     """Whether an environment switch is on (1, true, yes)."""
     return os.environ.get(name, "").strip().lower() in {"1", "true", "yes"}
+
+
+def request_log_folder(folder: str | None = None) -> Path:
+    """Where request logs go: `folder`, else `jouleserve/requests` in the user's state folder."""
+    if folder is not None:
+        return Path(folder).expanduser()
+    state = os.environ.get("XDG_STATE_HOME", "")
+    root = Path(state) if Path(state).is_absolute() else Path("~/.local/state").expanduser()
+    return root / "jouleserve" / "requests"
+
+
+def tenant_secret() -> bytes | None:
+    """The key that API keys are hashed with; None: a plain hash."""
+    return os.environ.get("JOULESERVE_TENANT_SECRET", "").encode() or None

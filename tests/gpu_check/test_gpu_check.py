@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 CASES = Path(__file__).with_name("fake_gpu_cases.py")
 
 
+@pytest.mark.slow
 def test_cases_pass_under_the_fake_library(tmp_path):
     library = build(tmp_path / "lib")
     report = tmp_path / "report.xml"

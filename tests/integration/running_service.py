@@ -56,7 +56,7 @@ def alive(process):
 class Service:
     """`jouleserve serve` on serve_config.yaml with a port of its own and one replica."""
 
-    def __init__(self, folder: Path, edit=None) -> None:
+    def __init__(self, folder: Path, edit=None, environment=None) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -67,6 +67,8 @@ class Service:
         self.config["http_options"]["port"] = self.port
         application = self.config["applications"][0]
         application["args"]["energy"]["profile"] = str(PROFILE)
+        self.request_log = folder / "requests"
+        application["args"]["energy"]["request_log"] = {"folder": str(self.request_log)}
         options = application["args"]["llm_configs"][0]["deployment_config"]
         options["autoscaling_config"] = {"min_replicas": 1, "max_replicas": 1}
         # Tool calls are off in vLLM until a parser is named.
@@ -82,6 +84,7 @@ class Service:
             "RAY_ADDRESS": "local",
             "RAY_AUTH_MODE": "disabled",
             "COLUMNS": "200",
+            **(environment or {}),
         }
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -164,11 +167,15 @@ class Service:
         """Serve's own status of the application."""
         return json.loads(self._dashboard("GET")[1])["applications"]["llm"]
 
-    def _dashboard(self, method, body=None):
+    def cluster_status(self):
+        """Ray's own account of the cluster."""
+        return json.loads(self._dashboard("GET", path="/api/cluster_status")[1])
+
+    def _dashboard(self, method, body=None, path="/api/serve/applications/"):
         connection = http.client.HTTPConnection(self.dashboard, timeout=30)
         try:
             headers = {"Content-Type": "application/json"}
-            connection.request(method, "/api/serve/applications/", body, headers)
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             return response.status, response.read()
         finally:
@@ -229,6 +236,18 @@ class Service:
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+    def report(self, *options):
+        """`jouleserve report --json` of its request log, as a user runs it."""
+        done = subprocess.run(
+            [BIN / "jouleserve", "report", self.request_log, "--json", *options],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
     def at_rest(self):
         """The books, newer than this call, once no request is open and all that was prepaid has

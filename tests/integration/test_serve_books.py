@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from running_service import DEPLOYMENT, eventually
+from running_service import DEPLOYMENT, MODEL, eventually
 from serve_checks import CHAT, COMPLETIONS, PARIS, check_books, check_energy
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(420)]
@@ -60,6 +61,57 @@ def test_the_energy_of_all_answers_and_idle_is_the_meter(service):
     assert sum(answered) == pytest.approx(used["attributed_joules"], rel=0.01)
     assert sum(answered) > 0.5 * used["meter_joules"]  # a busy time: most of it is the answers'
     check_books(after)
+
+
+SECRET_WORD, KEY = "xylophone-47", "sk-live-0123456789"
+
+
+def test_the_request_log_holds_what_the_answers_were_told_and_no_word_of_them(service):
+    def ask(i, **options):
+        if i % 3 == 0:
+            prompts = [f"{SECRET_WORD} {i}", f"{SECRET_WORD} again {i}"]
+            return service.post(COMPLETIONS, prompt=prompts, **options)["energy"]["joules"]
+        if i % 3 == 1:
+            return service.chat(f"{SECRET_WORD} {i}?", n=2, **options)["energy"]["joules"]
+        messages = [{"role": "user", "content": f"{SECRET_WORD} {i}"}]
+        events = list(service.stream(CHAT, messages=messages, **options))
+        return json.loads(events[-2].removeprefix(": energy "))["joules"]
+
+    told = {}
+    for team in ("blue", "green"):
+        body = {"user": team, "max_tokens": 6, "ignore_eos": True, "temperature": 0.5}
+        with ThreadPoolExecutor(6) as pool:
+            told[team] = sum(pool.map(lambda i, b=body: ask(i, **b), range(6)))
+    leaving = service.stream(CHAT, messages=PARIS, max_tokens=1500, ignore_eos=True, user="red")
+    next(leaving)
+    leaving.close()
+    content = [{"role": "user", "content": SECRET_WORD}]
+    body = {"model": MODEL, "messages": content, "max_tokens": 2}
+    head = {"Authorization": f"Bearer {KEY}"}
+    assert service.request("POST", CHAT, body, head)[0] == 200
+    assert service.request("POST", CHAT, {**body, "max_tokens": 10**6}, head)[0] == 400
+
+    def logged():
+        groups = service.report("--by", "tenant,outcome")["groups"]
+        found = {(g["tenant"], g["outcome"]): g for g in groups}
+        key_hash = hashlib.sha256(KEY.encode()).hexdigest()[:16]
+        wanted = {("red", "aborted"), (key_hash, "completed"), (key_hash, "rejected")}
+        teams = [found.get((team, "completed"), {"requests": 0})["requests"] for team in told]
+        return found if wanted <= found.keys() and teams == [6, 6] else None
+
+    found = eventually(logged, 10, "all rows are in the request log", every_s=0.5)
+    for team, joules in told.items():
+        group = found[team, "completed"]
+        assert group["joules"] == pytest.approx(joules, rel=1e-6)
+        assert group["output_tokens"] == 2 * 12 + 2 * 12 + 2 * 6  # two prompts, two samples, one
+        assert group["energy_known_ratio"] == 1
+    assert found["red", "aborted"]["joules"] > 0
+    written = b"".join(path.read_bytes() for path in service.request_log.iterdir())
+    assert b'"blue"' in written
+    assert SECRET_WORD.encode() not in written
+    assert KEY.encode() not in written
+    rows = service.counted("jouleserve_request_log_rows_total", fate="written")
+    assert rows == pytest.approx(service.report()["total"]["requests"], abs=2)
 
 
 def test_metrics_are_readable_and_hold_no_request_ids(service):

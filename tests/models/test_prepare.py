@@ -134,6 +134,7 @@ def test_an_interrupted_conversion_goes_on_from_the_download(workbench, sent):
     assert not workbench.partial.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_parent_leaves_a_child_that_the_next_run_waits_for(workbench):
     workbench.download_before()
     workbench.delay_conversion(8)

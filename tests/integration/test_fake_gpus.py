@@ -1,0 +1,251 @@
+"""Four fake GPUs under Ray, two replicas with a real engine: each meters its own GPU, and the fleet's
+joules are those of the GPUs, over a load with one replica killed and one GPU lost on the way.
+
+JOULESERVE_FLEET_LOAD_S: seconds of load, 75 where it is not set; 180 is the full proof.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+
+import pytest
+from gpu_fleet import (
+    FakeGpus,
+    Load,
+    PowerPlay,
+    Watch,
+    gpu_joules,
+    gpu_rows,
+    replica_pids,
+    two_replicas_with_a_gpu_each,
+    visible_to,
+)
+from prometheus_client.parser import text_string_to_metric_families
+from running_service import Service, eventually
+from serve_checks import PARIS, check_books
+
+from serve_app.bench.options import BenchOptions
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(560)]
+LOAD_S = float(os.environ.get("JOULESERVE_FLEET_LOAD_S", "75"))
+TICKS_S = 2.0  # some ticks of the replicas (0.5 s each) and their way to the ledger
+HELD_WATTS = 150  # at the loss: what its last, open interval costs at most is known
+FAILOVER_S = 5.0  # until Serve sends no request to a replica that was killed
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    """(service, GPUs): two replicas answer and are on the ledger."""
+    folder = tmp_path_factory.mktemp("fleet")
+    gpus = FakeGpus(folder, 4)
+    service = Service(folder, two_replicas_with_a_gpu_each, gpus.environment)
+    try:
+        service.wait_until_ready()
+        eventually(lambda: len(gpu_rows(service)) == 2, 240, "two replicas report", every_s=1.0)
+        yield service, gpus
+    finally:
+        try:
+            service.stop()
+        finally:
+            for process in service.processes():
+                process.kill()
+
+
+def metered_indices(service, gpus):
+    """Replica → index of the GPU that it meters."""
+    return {name: gpus.uuids.index(row["id"]) for name, row in gpu_rows(service).items()}
+
+
+def given_indices(service):
+    """Replica → index of the GPU that Ray gave it."""
+    return {name: int(visible_to(pid)) for name, pid in replica_pids(service).items()}
+
+
+def test_each_replica_meters_the_gpu_that_ray_gave_it(fleet):
+    service, gpus = fleet
+    metered = metered_indices(service, gpus)
+    assert metered == given_indices(service)
+    assert len(set(metered.values())) == 2
+    for index, row in enumerate(gpu_rows(service).values()):
+        assert (row["source"], row["reason"], row["joules"]) == ("counter", None, 0.0), index
+    cluster = service.cluster_status()["data"]["clusterStatus"]["loadMetricsReport"]
+    assert cluster["usage"]["GPU"] == [2.0, 4.0]  # used and all
+
+
+@dataclass
+class Story:
+    """What happened to the GPUs in a run, and what the ledger said of each."""
+
+    killed: str
+    lost: str
+    lost_uuid: str
+    load: Load
+    killed_s: float = 0.0
+    lost_s: float = 0.0
+    replacement: str = ""
+    used: dict[str, float] = field(default_factory=dict)  # by replica, by the fake's account
+    told: dict[str, float] = field(default_factory=dict)  # by replica, by the ledger
+
+
+def kill(service, gpus, play, story, index):
+    """SIGKILL one replica in the middle of the load. Its GPU goes dark just before: what a replica
+    uses between its last report and its death nobody can tell."""
+    pid = replica_pids(service)[story.killed]
+    play.end(index)
+    time.sleep(TICKS_S)
+    story.used[story.killed] = gpus.joules(index)
+    story.told[story.killed] = gpu_rows(service)[story.killed]["joules"]
+    story.killed_s = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+
+
+def lose(play, story, index):
+    """Take the GPU of the replica that is left off the bus, under load."""
+    play.hold(index, HELD_WATTS)
+    time.sleep(TICKS_S)
+    story.used[story.lost] = play.lose(index)
+    story.lost_s = time.monotonic()
+
+
+def await_replacement(service, gpus, play, story):
+    """Until a new replica reports; its GPU works from then on. Returns the GPU's index."""
+
+    def reported():
+        return gpu_rows(service).keys() - {story.killed, story.lost}
+
+    (story.replacement,) = eventually(reported, 240, "a replacement reports", every_s=0.5)
+    index = metered_indices(service, gpus)[story.replacement]
+    pid = eventually(  # it reports a moment before Serve counts it in
+        lambda: replica_pids(service).get(story.replacement), 30, "Serve knows it", every_s=0.5
+    )
+    assert index == int(visible_to(pid))
+    assert gpus.uuids[index] != story.lost_uuid
+    play.begin(index)
+    return index
+
+
+def run(service, gpus, play):
+    """The whole story; ends with dark GPUs and everything told."""
+    (killed, first), (lost, second) = metered_indices(service, gpus).items()
+    load = Load(
+        BenchOptions(
+            url=service.url,
+            rate_per_s=1.0,
+            duration_s=LOAD_S,
+            prompt_tokens="24:64",
+            output_tokens="12:24",
+            timeout_s=120.0,
+        )
+    )
+    story = Story(killed=killed, lost=lost, lost_uuid=gpus.uuids[second], load=load)
+    for index in (first, second):
+        play.begin(index)
+    load.start()
+    load.wait_until_sending()
+    began_s = time.monotonic()
+    time.sleep(0.2 * LOAD_S)
+    kill(service, gpus, play, story, first)
+    time.sleep(max(0.0, began_s + 0.5 * LOAD_S - time.monotonic()))
+    lose(play, story, second)
+    third = await_replacement(service, gpus, play, story)
+    time.sleep(max(20.0, began_s + LOAD_S - time.monotonic()))
+    load.finish()
+    play.stop()
+    time.sleep(TICKS_S)
+    rows = gpu_rows(service)
+    for replica in (story.lost, story.replacement):
+        story.told[replica] = rows[replica]["joules"]
+    story.used[story.replacement] = gpus.joules(third) - (
+        story.used[killed] if third == first else 0.0
+    )
+    return story
+
+
+def test_fleet_joules_are_the_gpus_own_over_a_kill_and_a_loss(fleet):
+    service, gpus = fleet
+    play, watch = PowerPlay(gpus), Watch(service, gpus)
+    play.start()
+    watch.start()
+    try:
+        story = run(service, gpus, play)
+    finally:
+        play.stop()
+        watch.stop()
+    told, used = gpu_joules(service), sum(story.used.values())
+    print(
+        json.dumps({"told": told, "used": used, "ratio": told / used, **vars(story)}, default=str)
+    )
+    assert told == pytest.approx(used, rel=0.005)
+    assert told == pytest.approx(sum(story.told.values()), abs=1e-6)
+    for replica in (story.killed, story.replacement):  # the counter shows whole millijoules
+        assert story.told[replica] == pytest.approx(story.used[replica], abs=0.002)
+    missing = story.used[story.lost] - story.told[story.lost]
+    assert 0.0 <= missing <= HELD_WATTS * TICKS_S  # drawn after its last reading
+    check_growth(watch.samples, missing)
+    check_answers(story)
+    check_exposition(service, story, told)
+    check_books(service.at_rest())
+
+
+def check_growth(samples, missing):
+    """Never a joule twice, never one back, no spike, and none late."""
+    assert len(samples) > LOAD_S
+    for earlier, later in itertools.pairwise(samples):
+        assert later.told >= earlier.told
+    for sample in samples:
+        assert sample.told <= sample.used + 0.002
+        known = [old.used for old in samples if old.end_s <= sample.begin_s - 5.0]
+        if known:
+            assert sample.told >= known[-1] - missing - 0.002
+
+
+def check_answers(story):
+    """All answered but what the killed replica had; the other one goes on and says what it lacks."""
+    start_s = story.load.start_s
+    lost = []
+    for record in story.load.finish():
+        sent_s = start_s + record.sent_s
+        if not record.completed:
+            assert sent_s <= story.killed_s + FAILOVER_S, record
+            assert sent_s + record.e2e_s >= story.killed_s, record
+            continue
+        assert record.energy.joules > 0
+        if sent_s < story.lost_s:
+            continue
+        if record.energy.reason is None:
+            assert record.energy.source == "counter+estimated"
+            assert record.energy.devices["gpu"] > 0
+        else:
+            assert f"{story.lost_uuid}: " in record.energy.reason
+            assert "lost" in record.energy.reason
+            assert record.energy.source == "estimated"
+            assert set(record.energy.devices) == {"cpu"}
+            lost.append(record)
+    assert len(lost) > 0.1 * LOAD_S
+
+
+def check_exposition(service, story, told):
+    """The metrics tell the same, and that the lost GPU is not metered any more."""
+    assert service.counted("jouleserve_energy_joules_total", device="gpu") == pytest.approx(told)
+    families = {f.name: f for f in text_string_to_metric_families(service.metrics())}
+    available = {
+        sample.labels["replica"]: sample.value
+        for sample in families["jouleserve_meter_available"].samples
+        if sample.labels["meter"] == "gpu"
+    }
+    assert available == {story.lost: 0.0, story.replacement: 1.0}
+    drawing = {
+        sample.labels["replica"]
+        for sample in families["jouleserve_power_watts"].samples
+        if sample.labels["device"] == "gpu"
+    }
+    assert drawing == {story.replacement}
+    row = gpu_rows(service)[story.lost]
+    assert (row["id"], row["source"]) == (story.lost_uuid, "unavailable")
+    assert "lost" in row["reason"]
+    assert "Paris" in service.chat(PARIS[0]["content"])["choices"][0]["message"]["content"]
