@@ -166,6 +166,10 @@ class EnergyBooks:
         duration = max(0.0, now_s - self._window_start_s)
         busy = min(self._window_busy_s, duration)
         known = {kind: value for kind, value in joules.items() if value is not None}
+        for kind in joules.keys() - known.keys():
+            # No request is paid in advance from a meter that shows nothing.
+            self._rate.pop(kind, None)
+            self._idle_rate.pop(kind, None)
         covered = coverage_ratio if known else 0.0
         if busy > 0.0:
             self._rate_coverage = covered

@@ -85,8 +85,9 @@ class Recorder:
             self._metrics.set("jouleserve_energy_residual_joules", residual, device=kind)
 
     def _advance(self, name: str, total: float, **labels: str) -> None:
-        """Advance a counter to a running total."""
-        key = (name, *labels.values())
+        """Advance a counter to a running total. Its `source` may change on the way: what is new is
+        counted under the present one."""
+        key = (name, *(value for label, value in labels.items() if label != "source"))
         self._metrics.inc(name, total - self._booked.get(key, 0.0), **labels)
         self._booked[key] = total
 

@@ -3,7 +3,8 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve_app.ledger import LedgerState, Push, families_of
+from serve_app.ledger import LedgerState, Push, device_rows, families_of
+from serve_app.meters import Device, DeviceKind, DeviceReading, Source
 from serve_app.observers.metrics import METRICS, MetricSet
 
 
@@ -11,7 +12,17 @@ def labels(replica):
     return {"application": "llm", "deployment": "d", "replica": replica, "model": "m"}
 
 
-def push(replica, meter=10.0, opened=2.0):
+def reading(gpu, joules, reason=None):
+    return DeviceReading(
+        device=Device(id=gpu, kind=DeviceKind.GPU, name="H100"),
+        joules=None if reason else joules,
+        source=Source.UNAVAILABLE if reason else Source.COUNTER,
+        reason=reason,
+        last_known_joules=joules,
+    )
+
+
+def push(replica, meter=10.0, opened=2.0, devices=()):
     metrics = MetricSet(labels(replica))
     metrics.inc("jouleserve_energy_joules", meter or 0.0, device="cpu", source="estimated")
     metrics.set("jouleserve_num_requests_running", 3)
@@ -32,6 +43,8 @@ def push(replica, meter=10.0, opened=2.0):
         families=families_of(metrics.registry),
         books=books,
         knobs={"max_num_active_seqs": 8, "num_running": 3, "num_waiting": 0},
+        metered={} if meter is None else {"gpu": 0.75 * meter, "cpu": 0.25 * meter},
+        devices=device_rows(devices),
     )
 
 
@@ -71,6 +84,30 @@ def test_unmetered_replicas_are_unknown_not_zero():
     assert ledger.energy(0.0)["meter_joules"] is None
     ledger.push(push("b"), 0.0)
     assert ledger.energy(0.0)["meter_joules"] == 10.0
+
+
+def test_joules_by_kind_keep_those_of_replicas_that_are_gone():
+    ledger = LedgerState()
+    assert ledger.energy(0.0)["meter_joules_by_kind"] == {}
+    ledger.push(push("a"), 0.0)
+    ledger.push(push("b", meter=None), 99.0)
+    ledger.push(push("c"), 99.0)
+    energy = ledger.energy(100.0)
+    assert energy["meter_joules_by_kind"] == {"gpu": 15.0, "cpu": 5.0}
+    assert sum(energy["meter_joules_by_kind"].values()) == energy["meter_joules"]
+
+
+def test_each_replica_names_its_devices_and_a_lost_one_keeps_what_it_had():
+    ledger = LedgerState()
+    devices = [reading("GPU-1", 7.0), reading("GPU-2", 3.0, "GPU is lost"), reading("GPU-3", None)]
+    ledger.push(push("a", devices=devices), 0.0)
+    (replica,) = ledger.energy(0.0)["replicas"]
+    first, lost, silent = replica["devices"]
+    assert first == {
+        "id": "GPU-1", "kind": "gpu", "name": "H100", "joules": 7.0, "source": "counter", "reason": None,
+    }  # fmt: skip
+    assert (lost["joules"], lost["source"], lost["reason"]) == (3.0, "unavailable", "GPU is lost")
+    assert silent["joules"] is None
 
 
 def test_a_push_replaces_totals_it_does_not_add():
