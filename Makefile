@@ -10,10 +10,10 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean gpu-check rapl-wraps
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check rapl-wraps metering-cost oracle-aiperf
 
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Install everything into .venv (done by the other commands when needed)
 
@@ -45,6 +45,12 @@ gpu-check: $(STAMP) ## Check the meter of this machine's NVIDIA GPUs (only reads
 rapl-wraps: $(STAMP) ## RAPL over three wraps, pyRAPL beside it: writes docs/results/rapl-wraps
 	$(BIN)/uv pip install --quiet --target ~/.cache/jouleserve/oracles/pyRAPL --no-deps pyRAPL==0.2.3.1
 	$(BIN)/python tests/meters/rapl_wraps.py --write docs/results/rapl-wraps
+
+metering-cost: $(STAMP) ## What metering costs one engine, on and off in turn: writes docs/results/metering-cost
+	$(BIN)/python -m serve_app.compare.metering_cost --out docs/results/metering-cost
+
+oracle-aiperf: $(STAMP) ## Our J per output token beside aiperf's, on one run: writes docs/results/aiperf-DATE
+	$(BIN)/python tests/oracles/aiperf_energy.py
 
 format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .

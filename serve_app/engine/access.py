@@ -56,6 +56,16 @@ async def set_max_num_active_seqs(engine: Any, cap: int | None) -> CapState:
     return CapState(*answer)
 
 
+async def set_step_tap(engine: Any, *, on: bool) -> None:
+    """Switch the scheduler's step messages on or off, to measure what they cost. Raises
+    ActuationRefused when the engine runs without our scheduler."""
+    core = engine_client(engine).engine_core
+    try:
+        await core.call_utility_async("jouleserve_set_step_tap", on)
+    except Exception as error:
+        raise ActuationRefused(f"the engine has no step tap: {error}") from error
+
+
 async def warm_up(engine: Any, prompt_tokens: int = 16, output_tokens: int = 4) -> None:
     """Run short requests, greedy and sampled, so that the first real one does not pay for lazy
     initialisation (24 s measured on a CPU engine without this)."""

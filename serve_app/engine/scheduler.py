@@ -60,7 +60,7 @@ class _StepTap:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._link = StepSender.from_environment()
+        self._link = self._sender = StepSender.from_environment()
         self._handles: dict[str, int] = {}
         self._next_handle = 0
 
@@ -83,6 +83,12 @@ class _StepTap:
                     shares=[handle, request.num_prompt_tokens, 0, 0],
                 )
             )
+
+    def set_step_tap(self, on: bool) -> None:
+        """Send step messages, or none; requests are introduced anew when they are next seen."""
+        self._link = self._sender if on else None
+        if not on:
+            self._handles.clear()
 
     def _introduce(self, request_id: str) -> int:
         handle = self._handles[request_id] = self._next_handle
@@ -150,5 +156,11 @@ def _set_max_num_active_seqs(self: Any, cap: int | None = None) -> tuple[int, in
     return answer
 
 
+def _set_step_tap(self: Any, on: bool) -> None:
+    """EngineCore utility: switches the step messages."""
+    self.scheduler.set_step_tap(on)
+
+
 # Additive: EngineCore dispatches utility calls by attribute name.
 EngineCore.jouleserve_set_max_num_active_seqs = _set_max_num_active_seqs
+EngineCore.jouleserve_set_step_tap = _set_step_tap

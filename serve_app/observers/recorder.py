@@ -50,8 +50,6 @@ class Recorder:
     def tick(self, accountant: EnergyAccountant, seen: ReplicaObservation) -> None:
         """The state after a meter window. Gauges are set every tick: Ray drops silent ones."""
         m = self._metrics
-        m.observe_all("jouleserve_inter_token_latency_seconds", self._gaps_s)
-        self._gaps_s.clear()
         m.set("jouleserve_num_requests_running", seen.num_running)
         m.set("jouleserve_num_requests_waiting", seen.num_waiting)
         m.set("jouleserve_arrival_rate_per_second", seen.arrival_rate_per_s)
@@ -66,6 +64,13 @@ class Recorder:
             available = kind not in unavailable
             m.set("jouleserve_meter_available", float(available), meter=kind)
             m.set("jouleserve_power_watts", windows.draw_watts.get(kind), device=kind)
+        self.books(accountant)
+
+    def books(self, accountant: EnergyAccountant) -> None:
+        """What the books hold and how the sensors are, after a meter window."""
+        m, windows = self._metrics, accountant.windows
+        m.observe_all("jouleserve_inter_token_latency_seconds", self._gaps_s)
+        self._gaps_s.clear()
         for device in windows.devices:
             name = device.device.id
             for fault, count in device.anomaly_counts.items():

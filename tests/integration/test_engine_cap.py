@@ -11,7 +11,7 @@ import pytest_asyncio
 from tiny_engine import ENVIRONMENT, MAX_NUM_SEQS, Engine, save_model
 
 from policies.core.errors import ActuationRefused
-from serve_app.engine.access import external_id, warm_up
+from serve_app.engine.access import external_id, set_step_tap, warm_up
 from serve_app.engine.step_link import SOCKET_ENV
 
 pytestmark = [
@@ -178,6 +178,22 @@ async def test_a_reader_that_lags_costs_messages_not_answers(engine):
     ]
     assert sum(s.decode_tokens for s in shares) == 19
     assert [external_id(n) for e in after if e.kind == "e" for n in e.finished if n] == [name]
+
+
+async def test_the_step_tap_can_be_switched_off_and_on_in_mid_flight(engine):
+    client = SimpleNamespace(_engine_client=engine.llm)
+    (task,) = engine.ask(1, output_tokens=900)
+    await engine.until_running(1)
+    await set_step_tap(client, on=False)
+    await engine.quiet()
+    engine.events.clear()
+    await asyncio.sleep(0.2)
+    assert await engine.quiet() == []
+    await set_step_tap(client, on=True)
+    name, tokens, *_ = await task
+    events = await engine.quiet()
+    assert tokens == 900
+    assert {external_id(s.request_id) for e in events for s in e.shares} == {name}
 
 
 async def test_an_engine_whose_reader_is_gone_keeps_answering(running):
