@@ -79,7 +79,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             output_tokens=Window(HORIZON_S),
         )
         self._metrics = recorder.metrics
-        self._requests = ReplicaRequests(energy, Identity(**labels), self._energy_of)
+        self._requests = ReplicaRequests(energy, Identity(**labels), accountant.energy_object)
         self._ledger: Any = None
         self._residual = StepResidual(model.latency) if model is not None else None
         self._connect()
@@ -147,7 +147,9 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             yield [error_event(f"the engine failed: {type(error).__name__}: {error}")]
 
     def _energy_of(self, response_id: str) -> dict[str, Any]:
-        return self._replica.accountant.energy_object(response_id)
+        energy = self._replica.accountant.energy_object(response_id)
+        self._requests.told(response_id, energy)
+        return energy
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Direct streaming: vLLM's own app behind our middleware and routes."""

@@ -22,7 +22,7 @@ class Call:
     """What the request path notes. `response_id` is the `id` of the OpenAI response."""
 
     __slots__ = (
-        "arrived_s", "arrived_utc_s", "ended_s", "left_engine", "outcome", "response_id",
+        "arrived_s", "arrived_utc_s", "ended_s", "energy", "left_engine", "outcome", "response_id",
         "sequences", "tenant",
     )  # fmt: skip
 
@@ -33,6 +33,7 @@ class Call:
         self.arrived_s = time.monotonic()
         self.ended_s: float | None = None
         self.outcome: Outcome | None = None
+        self.energy: dict[str, Any] | None = None  # as the client was told it
         self.sequences: list[FinishedRequest] = []
         self.left_engine = False  # the engine has said so
 

@@ -10,11 +10,10 @@ import asyncio
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve_app.engine.access import WARM_UP_ID, response_id
 from serve_app.engine.tap import FinishedRequest
@@ -42,11 +41,29 @@ class Identity:
     model: str
 
 
+class Following:
+    """A `with` block around the making of an answer."""
+
+    __slots__ = ("_call", "_end")
+
+    def __init__(self, call: Call, end: Callable[[Call, Outcome], None]) -> None:
+        self._call = call
+        self._end = end
+
+    def __enter__(self) -> Call:
+        return self._call
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What is no Exception is the end of a task or a generator: the client has left.
+        failed = kind is not None and issubclass(kind, Exception)
+        self._end(self._call, self._call.outcome or ("failed" if failed else "aborted"))
+
+
 class OpenRequests:
     """The requests of one replica that have no row yet. Lives on the event loop.
 
-    `energy_of` is asked once per row, when the request has left the engine: its answer is what the
-    client was told. A request that the request path does not follow (another endpoint) gets its row
+    `energy_of` is asked for a request whose client was not told its energy, when it has left the
+    engine. A request that the request path does not follow (another endpoint) gets its row
     from the engine's word alone, so that no answer is left out.
     """
 
@@ -68,22 +85,19 @@ class OpenRequests:
 
     # ---- the request path
 
-    @contextmanager
-    def follow(self, call: Call) -> Iterator[Call]:
-        """Follow a call while its answer is made. A block that is left before the call is answered
-        was aborted by its client, or failed by its exception."""
+    def follow(self, call: Call) -> Following:
+        """Follow a call while its answer is made, in a `with` block. A block that is left before
+        the call is answered was aborted by its client, or failed by its exception."""
         self._open[call.response_id] = call
-        try:
-            yield call
-        except Exception:
-            self._end(call, call.outcome or "failed")
-            raise
-        finally:
-            self._end(call, call.outcome or "aborted")
+        return Following(call, self._end)
+
+    def told(self, response: str, energy: dict[str, Any]) -> None:
+        """The client is being told this energy: its row will say the same."""
+        call = self._open.get(response)
+        if call is not None:
+            call.energy = energy
 
     def _end(self, call: Call, outcome: Outcome) -> None:
-        if call.ended_s is not None:
-            return
         call.ended_s = time.monotonic()
         call.outcome = outcome
         if outcome in {"completed", "aborted"} and not call.left_engine:
@@ -151,33 +165,31 @@ class OpenRequests:
         self._told[call.response_id] = None
         while len(self._told) > _KEPT_IDS:
             self._told.popitem(last=False)
-        self._write(make_row(call, self._identity, self._energy_of(call.response_id)))
+        energy = call.energy or self._energy_of(call.response_id)
+        self._write(make_row(call, self._identity, energy))
 
 
 def make_row(call: Call, identity: Identity, energy: dict[str, Any]) -> Row:
     """The row of a call that has ended; `energy` as the client was told it."""
-    done = call.sequences
-    reasons = sorted({s.outcome for s in done})
     assert call.ended_s is not None
+    engine = _engine_facts(call.sequences)
     outcome: Outcome = call.outcome or "failed"
     if outcome == "completed":
-        outcome = next((_OUTCOMES[r] for r in reasons if r in _OUTCOMES), outcome)
-    ttft_s = min((s.ttft_s for s in done if s.output_tokens), default=None)
+        outcome = next((_OUTCOMES[r] for r in engine.reasons if r in _OUTCOMES), outcome)
+    start_s, ttft_s = call.arrived_utc_s, engine.ttft_s
     return Row(
         response_id=call.response_id[:_MAX_ID_CHARS],
-        engine_request_ids=tuple(
-            dict.fromkeys(s.request_id[:_MAX_ID_CHARS] for s in done[:_MAX_IDS])
-        ),
-        num_sequences=len(done),
-        start=_utc(call.arrived_utc_s),
-        first_token=None if ttft_s is None else _utc(call.arrived_utc_s + ttft_s),
-        end=_utc(call.arrived_utc_s + call.ended_s - call.arrived_s),
-        prompt_tokens=_per_prompt(done, lambda s: s.prompt_tokens, max),
-        output_tokens=sum(s.output_tokens for s in done) if done else None,
-        cached_tokens=_per_prompt(done, lambda s: s.cached_tokens, min),
+        engine_request_ids=engine.request_ids,
+        num_sequences=len(call.sequences),
+        start=_utc(start_s),
+        first_token=None if ttft_s is None else _utc(start_s + ttft_s),
+        end=_utc(start_s + call.ended_s - call.arrived_s),
+        prompt_tokens=engine.prompt_tokens,
+        output_tokens=engine.output_tokens,
+        cached_tokens=engine.cached_tokens,
         ttft_s=ttft_s,
-        tpot_s=_tpot_s(done),
-        queue_s=max((s.queue_s for s in done), default=None),
+        tpot_s=engine.tpot_s,
+        queue_s=engine.queue_s,
         joules=energy.get("joules"),
         idle_joules=energy.get("idle_joules"),
         prefill_joules=energy.get("prefill_joules"),
@@ -195,7 +207,50 @@ def make_row(call: Call, identity: Identity, energy: dict[str, Any]) -> Row:
         tenant=call.tenant.name,
         tenant_kind=call.tenant.kind,
         outcome=outcome,
-        finish_reason="+".join(reasons) or None,
+        finish_reason="+".join(engine.reasons) or None,
+    )
+
+
+class _EngineFacts(NamedTuple):
+    """What the engine said of all sequences of a response."""
+
+    request_ids: tuple[str, ...] = ()
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    queue_s: float | None = None
+    reasons: tuple[str, ...] = ()
+
+
+def _engine_facts(done: list[FinishedRequest]) -> _EngineFacts:
+    if not done:
+        return _EngineFacts()
+    if len(done) == 1:  # nearly always, and this runs for every request
+        (one,) = done
+        return _EngineFacts(
+            (one.request_id[:_MAX_ID_CHARS],),
+            one.prompt_tokens,
+            one.output_tokens,
+            one.cached_tokens,
+            one.ttft_s if one.output_tokens else None,
+            one.tpot_s,
+            one.queue_s,
+            (one.outcome,),
+        )
+    timed = [(s.tpot_s, s.output_tokens - 1) for s in done if s.tpot_s is not None]
+    steps = sum(tokens for _, tokens in timed)
+    decode_s = math.fsum(tpot_s * tokens for tpot_s, tokens in timed)
+    return _EngineFacts(
+        tuple(dict.fromkeys(s.request_id[:_MAX_ID_CHARS] for s in done))[:_MAX_IDS],
+        _per_prompt(done, lambda s: s.prompt_tokens, max),
+        sum(s.output_tokens for s in done),
+        _per_prompt(done, lambda s: s.cached_tokens, min),
+        min((s.ttft_s for s in done if s.output_tokens), default=None),
+        decode_s / steps if steps else None,
+        max(s.queue_s for s in done),
+        tuple(sorted({s.outcome for s in done})),
     )
 
 
@@ -203,24 +258,14 @@ def _per_prompt(
     done: list[FinishedRequest],
     tokens: Callable[[FinishedRequest], int],
     of_samples: Callable[[int, int], int],
-) -> int | None:
+) -> int:
     """A sum over prompts: samples of one prompt share its id and its tokens. The first of them
     computes what the others find in the cache."""
-    if len(done) == 1:  # nearly always, and this runs for every request
-        return tokens(done[0])
     by_prompt: dict[str, int] = {}
     for sequence in done:
         key, value = sequence.request_id, tokens(sequence)
         by_prompt[key] = of_samples(by_prompt[key], value) if key in by_prompt else value
-    return sum(by_prompt.values()) if done else None
-
-
-def _tpot_s(done: list[FinishedRequest]) -> float | None:
-    if len(done) == 1:
-        return done[0].tpot_s
-    timed = [(s.tpot_s, s.output_tokens - 1) for s in done if s.tpot_s is not None]
-    steps = sum(tokens for _, tokens in timed)
-    return math.fsum(tpot_s * tokens for tpot_s, tokens in timed) / steps if steps else None
+    return sum(by_prompt.values())
 
 
 def _utc(time_s: float) -> datetime:

@@ -50,6 +50,11 @@ class ReplicaRequests:
         """Follow a call while its answer is made."""
         return nullcontext(call) if self._parts is None else self._parts.open_requests.follow(call)
 
+    def told(self, response: str, energy: dict[str, Any]) -> None:
+        """The client is being told the energy of its request."""
+        if self._parts is not None:
+            self._parts.open_requests.told(response, energy)
+
     def finished(self, request: FinishedRequest) -> None:
         """The engine has answered one of its requests."""
         if self._parts is not None:

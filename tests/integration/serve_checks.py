@@ -19,7 +19,7 @@ def check_energy(energy):
     assert sum(energy["devices"].values()) == pytest.approx(energy["joules"], abs=1e-5)
     assert 0 <= energy["idle_joules"] <= energy["joules"]
     assert energy["source"] in {"estimated", "counter", "integrated"}
-    assert energy["method"] == "token_weighted"
+    assert energy["method"] == "model_weighted"  # the service has a profile
     return energy["joules"]
 
 

@@ -1,7 +1,7 @@
 """Four fake GPUs under Ray, two replicas with a real engine: each meters its own GPU, and the fleet's
 joules are those of the GPUs, over a load with one replica killed and one GPU lost on the way.
 
-JOULESERVE_FLEET_LOAD_S: seconds of load, 75 where it is not set; 180 is the full proof.
+JOULESERVE_FLEET_LOAD_S: seconds of load, 60 where it is not set; 180 is the full proof.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from serve_checks import PARIS, check_books
 from serve_app.bench.options import BenchOptions
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(560)]
-LOAD_S = float(os.environ.get("JOULESERVE_FLEET_LOAD_S", "75"))
+LOAD_S = float(os.environ.get("JOULESERVE_FLEET_LOAD_S", "60"))
 TICKS_S = 2.0  # some ticks of the replicas (0.5 s each) and their way to the ledger
 HELD_WATTS = 150  # at the loss: what its last, open interval costs at most is known
 FAILOVER_S = 5.0  # until Serve sends no request to a replica that was killed
@@ -151,12 +151,12 @@ def run(service, gpus, play):
     load.start()
     load.wait_until_sending()
     began_s = time.monotonic()
-    time.sleep(0.2 * LOAD_S)
+    time.sleep(0.15 * LOAD_S)
     orphans = kill(service, gpus, play, story, first)
     time.sleep(max(0.0, began_s + 0.5 * LOAD_S - time.monotonic()))
     lose(play, story, second)
     third = await_replacement(service, gpus, play, story)
-    time.sleep(max(20.0, began_s + LOAD_S - time.monotonic()))
+    time.sleep(max(12.0, began_s + LOAD_S - time.monotonic()))
     load.finish()
     assert not [process for process in orphans if alive(process)]
     play.stop()
