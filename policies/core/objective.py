@@ -3,7 +3,9 @@
 The cap rule: for given replicas and power limit take the *largest* cap whose TPOT percentile holds
 when the batch is full under the present arrival rate. The cap is the TPOT guarantee in bursts, and
 larger batches cost fewer joules; TTFT is then checked by queueing at that cap. So the cap falls as
-the arrival rate or the prompts grow, and rises again when they shrink.
+the arrival rate or the prompts grow, and rises again when they shrink. Where nothing holds both
+targets, the cap is the one whose worse miss is the smallest: in overload the largest, since the
+queue makes every request late and the largest batch drains it soonest, for the fewest joules.
 """
 
 from __future__ import annotations
@@ -94,10 +96,10 @@ def cheapest_feasible(model: PerfModel, load: Load, slo: SLO, box: Candidates) -
     Within 0.5 % of the fewest: fewer replicas, then the larger cap, then the higher limit. If
     nothing is feasible, the least bad point: a target that even an idle replica misses is replaced
     by twice what an idle replica does, so that it does not ask for every replica; if that does not
-    help either, all replicas at the highest limit. Raises ModelError where the model has no answer
-    for any point. The search: per limit the fewest feasible replicas by bracketing (fewer requests
-    per replica are never harder), then upwards only while that saves (draw is concave in load, so
-    it rarely does).
+    help either, all replicas at the highest limit, with the cap of the smallest miss.
+    The search: per limit the fewest feasible replicas by bracketing (fewer requests per replica are
+    never harder), then upwards only while that saves (draw is concave in load, so it rarely does).
+    Raises ModelError where the model has no answer for any point.
     """
     question = Question(model=model, load=load, slo=slo)
     found = _search(question, box)
@@ -107,7 +109,7 @@ def cheapest_feasible(model: PerfModel, load: Load, slo: SLO, box: Candidates) -
     if relaxed.slo != slo:
         found = _search(relaxed, box)
     if found is None:
-        found = _best_of_limits(relaxed, box, box.replicas[1])
+        found = _smallest_miss(relaxed, box, _best_of_limits(relaxed, box, box.replicas[1]))
     return Choice(point=found.point, prediction=model.predict(found.point, load, slo))
 
 
@@ -237,6 +239,40 @@ def _best_of_limits(question: Question, box: Candidates, num_replicas: int) -> C
     point = _point(num_replicas, box.caps[0], box.limits[0])
     prediction = question.model.predict(point, question.load, question.slo)
     return Choice(point=point, prediction=prediction)
+
+
+def _smallest_miss(question: Question, box: Candidates, by_rule: Choice) -> Choice:
+    """The cap from that of `by_rule` upwards whose larger of TTFT and TPOT, each over its target,
+    is the smallest. While requests queue, TTFT falls and TPOT grows with the cap: bisection finds
+    where they meet; of all that it tries the best is kept, so that the rule's is never made worse.
+    """
+    low, high = by_rule.point.max_num_active_seqs, box.caps[1]
+    best = by_rule
+    while low < high:  # invariant: at `low` TTFT is the larger, or it is the cap rule's
+        middle = (low + high + 1) // 2
+        point = replace(by_rule.point, max_num_active_seqs=middle)
+        prediction = predict_or_none(question, point)
+        if prediction is None:
+            high = middle - 1
+            continue
+        choice = Choice(point=point, prediction=prediction)
+        if _miss(question, choice) < _miss(question, best):
+            best = choice
+        ttft_ratio, tpot_ratio = _miss_ratios(question, choice)
+        if ttft_ratio > tpot_ratio:
+            low = middle
+        else:
+            high = middle - 1
+    return best
+
+
+def _miss(question: Question, choice: Choice) -> float:
+    return max(_miss_ratios(question, choice))
+
+
+def _miss_ratios(question: Question, choice: Choice) -> tuple[float, float]:
+    predicted, slo = choice.prediction, question.slo
+    return predicted.ttft_s / slo.ttft_s, predicted.tpot_s / slo.tpot_s
 
 
 def predict_or_none(question: Question, point: OperatingPoint) -> Prediction | None:

@@ -320,6 +320,29 @@ def test_nothing_feasible_takes_the_least_bad_point_and_says_so():
     assert decision.chosen.num_replicas == 1
 
 
+def test_in_overload_the_cap_is_the_one_that_drains_the_queue():
+    """Below it the cap keeps the TPOT of a full batch; beyond it every request is late anyway."""
+    caps = [
+        settle(point(), free=REPLICA_TICK, rate=rate)[0].chosen.max_num_active_seqs
+        for rate in (2.0, 6.0, 100.0)
+    ]
+    assert caps[0] > caps[1]
+    assert caps[2] == SETTINGS.bounds.max_num_seqs
+
+
+def test_a_point_that_still_holds_is_not_left_for_one_that_does_not():
+    """Near its capacity no point has headroom left; jumping to the overload's cap would miss."""
+    rate = next(
+        rate / 10
+        for rate in range(20, 400)
+        if settle(point(), free=REPLICA_TICK, rate=rate / 10)[0].reason is Reason.NO_FEASIBLE_POINT
+    )
+    at_most = settle(point(), free=REPLICA_TICK, rate=rate - 0.1)[0].chosen
+    decision, _ = tick(seen(0.0, at_most, rate=rate), ControlState(), SETTINGS, H100, REPLICA_TICK)
+    assert decision.reason is Reason.NO_FEASIBLE_POINT
+    assert not decision.moves
+
+
 @pytest.mark.parametrize("mode", [Mode.ADVISORY, Mode.OFF])
 def test_only_active_mode_acts(mode):
     settings = replace(SETTINGS, mode=mode)
