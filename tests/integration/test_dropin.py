@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import subprocess
 from pathlib import Path
@@ -27,7 +28,7 @@ def default_application():
 
 
 def built(builder, application):
-    """What Serve would deploy: deployment name → Deployment. Needs no cluster."""
+    """What Serve would deploy: deployment name → Deployment."""
     from ray.serve._private.build_app import build_app
 
     app = builder(copy.deepcopy(application["args"]))
@@ -40,15 +41,26 @@ def options(deployment):
     return deployment_to_schema(deployment).model_dump(exclude_unset=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_cluster_left():
+    """Building makes Ray start a cluster in this process. What still refers to it has to go before
+    another one: ids of actors repeat, and a late reference would end the wrong one."""
+    yield
+    import ray
+
+    gc.collect()
+    ray.shutdown()
+
+
 @pytest.fixture(scope="module")
-def rays():
+def rays(no_cluster_left):
     from ray.serve.llm import build_openai_app
 
     return built(build_openai_app, plain_application())
 
 
 @pytest.fixture(scope="module")
-def ours():
+def ours(no_cluster_left):
     from serve_app.app import build_openai_app
 
     return built(build_openai_app, plain_application())

@@ -18,7 +18,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 def cluster():
     """A cluster of this test's own that is told to have four GPUs."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.shutdown()  # a test before this one may have made Ray start one of its own
     ray.init(
         address="local", num_cpus=4, num_gpus=4, include_dashboard=False, configure_logging=False
     )

@@ -77,8 +77,12 @@ def test_a_typo_in_the_energy_block_is_refused_in_a_line_and_the_old_version_ser
     assert fault == (
         "application args: energy.slo.ttft_mss: unknown key (allowed: ttft_ms, tpot_ms, percentile)"
     )
-    (told,) = [line for line in service.log.read_text().splitlines() if fault in line]  # serve run
-    assert "Traceback" not in told
+
+    def told():  # by `serve run`, whose log follows a moment later
+        return [line for line in service.log.read_text().splitlines() if fault in line]
+
+    (line,) = eventually(told, 20, "the log says it too")
+    assert "Traceback" not in line
     assert service.chat("Hi", max_tokens=2)["usage"]["completion_tokens"] == 2
     service.put(service.config)
     eventually(lambda: service.status()["status"] == "RUNNING", 60, "the good file is back")
