@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean gpu-check rapl-wraps metering-cost oracle-aiperf
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check rapl-wraps metering-cost log-cost oracle-aiperf
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ rapl-wraps: $(STAMP) ## RAPL over three wraps, pyRAPL beside it: writes docs/res
 
 metering-cost: $(STAMP) ## What metering costs one engine, on and off in turn: writes docs/results/metering-cost
 	$(BIN)/python -m serve_app.compare.metering_cost --out docs/results/metering-cost
+
+log-cost: $(STAMP) ## What the request log costs at 2,000 rows/s: writes docs/results/request-log-cost
+	$(BIN)/python -m serve_app.request_log.bench --out docs/results/request-log-cost
 
 oracle-aiperf: $(STAMP) ## Our J per output token beside aiperf's, on one run: writes docs/results/aiperf-DATE
 	$(BIN)/python tests/oracles/aiperf_energy.py

@@ -29,7 +29,7 @@ def compare(
     cell: Annotated[float, typer.Option(help="About how many seconds a cell lasts.")] = 10.0,
     burst: Annotated[
         str, typer.Option(help="Dynamic load, BASE:PEAK:PERIOD[:DUTY], req/s and s.")
-    ] = "0.2:2.2:300:0.4",
+    ] = "0.2:3:300:0.4",
     duration: Annotated[float, typer.Option(help="Seconds of the dynamic load.")] = 300.0,
     dynamic_prompt_tokens: Annotated[
         str, typer.Option(help="Of the dynamic load: N, LOW:HIGH, or a CSV cdf_pct,tokens.")

@@ -64,7 +64,7 @@ class CompareOptions:
     prompt_tokens: int = 64
     output_tokens: int = 64
     cell_s: float = 10.0
-    burst: str = "0.2:2.2:300:0.4"
+    burst: str = "0.2:3:300:0.4"
     duration_s: float = 300.0
     dynamic_prompt_tokens: str = "16"
     dynamic_output_tokens: str = "32"

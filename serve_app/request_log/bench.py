@@ -92,6 +92,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=2000.0, help="rows per second")
     parser.add_argument("--duration", type=float, default=30.0, help="seconds")
     parser.add_argument("--limit", type=float, default=0.05, help="share of a core")
+    parser.add_argument("--out", type=Path, help="folder for result.json")
     options = parser.parse_args()
     pacing_duration_s = min(10.0, options.duration)
     pacing_s, _ = asyncio.run(run(options.rate, pacing_duration_s, Feed(None).request))
@@ -119,6 +120,9 @@ def main() -> int:
         "bytes_on_disk": sum(files),
     }
     print(json.dumps(result))
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0 if share <= options.limit and written == rows else 1
 
 
