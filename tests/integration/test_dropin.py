@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import os
 import subprocess
 from pathlib import Path
@@ -43,12 +42,10 @@ def options(deployment):
 
 @pytest.fixture(scope="module", autouse=True)
 def no_cluster_left():
-    """Building makes Ray start a cluster in this process. What still refers to it has to go before
-    another one: ids of actors repeat, and a late reference would end the wrong one."""
+    """Building makes Ray start a cluster in this process, which would run through all other tests."""
     yield
     import ray
 
-    gc.collect()
     ray.shutdown()
 
 

@@ -17,13 +17,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster of this test's own that is told to have four GPUs."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
         address="local", num_cpus=4, num_gpus=4, include_dashboard=False, configure_logging=False
     )
     yield
     ray.shutdown()
-    del os.environ["RAY_AUTH_MODE"]
 
 
 @ray.remote(num_cpus=0.1)
