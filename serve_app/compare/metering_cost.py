@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import statistics
@@ -83,6 +84,8 @@ class Bench:
         ticks = asyncio.create_task(self._tick_forever())
         try:
             await asyncio.sleep(5.0)  # warm
+            gc.collect()
+            gc.freeze()  # as Ray does once a replica has started
             return [
                 await self._slice(metered, slice_s)
                 for metered in _turns(max(1, round(seconds / (slice_s + _SETTLE_S) / 4)))

@@ -66,7 +66,13 @@ class StepSender:
 
     def send(self, message: StepMessage) -> None:
         """Queue and flush. A reader that is gone or far behind costs messages, not steps."""
-        self._flush()  # a reader that has caught up loses nothing more
+        self.queue(message)
+        self.flush()
+
+    def queue(self, message: StepMessage) -> None:
+        """Keep a message for the next flush. No system call, unless a reader was behind."""
+        if self._backlog:
+            self.flush()  # a reader that has caught up loses nothing more
         if len(self._backlog) > _MAX_BACKLOG_BYTES:
             self._dropped = True
         else:
@@ -74,13 +80,13 @@ class StepSender:
                 self._dropped = False
                 self._append(StepMessage(kind="d", time_s=message.time_s))
             self._append(message)
-        self._flush()
 
     def _append(self, message: StepMessage) -> None:
         body = _encode(message)
         self._backlog += _HEADER.pack(len(body)) + body
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand what is queued to the kernel, as far as the reader has room."""
         try:
             while self._backlog:
                 sent = self._socket.send(self._backlog)

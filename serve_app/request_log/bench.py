@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import tempfile
 import time
@@ -94,6 +95,8 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=0.05, help="share of a core")
     parser.add_argument("--out", type=Path, help="folder for result.json")
     options = parser.parse_args()
+    gc.collect()
+    gc.freeze()  # as Ray does once a replica has started
     pacing_duration_s = min(10.0, options.duration)
     pacing_s, _ = asyncio.run(run(options.rate, pacing_duration_s, Feed(None).request))
     pacing_share = pacing_s / pacing_duration_s

@@ -65,6 +65,17 @@ def test_scheduler_methods_take_what_we_pass_on():
         assert parameters(base.__init__)[:2] == ["self", "vllm_config"] or base is AsyncScheduler
 
 
+def test_the_engine_asks_for_the_grammar_bitmask_while_the_workers_run():
+    """The step's begin is written then (scheduler.py)."""
+    from vllm.v1.engine.core import EngineCore
+
+    step = inspect.getsource(EngineCore.step)
+    calls = [".schedule(", ".execute_model(", ".get_grammar_bitmask(", "future.result("]
+    places = [step.index(call) for call in calls]
+    assert places == sorted(places)
+    assert "non_block=True" in step[places[1] : places[2]]
+
+
 def test_the_scheduler_class_is_resolved_from_our_path(engine_config):
     from serve_app.engine.scheduler import capped_scheduler
 
