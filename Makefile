@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean gpu-check rapl-wraps metering-cost log-cost oracle-aiperf
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check rapl-wraps nvml-cycle metering-cost log-cost oracle-aiperf
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ gpu-check: $(STAMP) ## Check the meter of this machine's NVIDIA GPUs (only reads
 rapl-wraps: $(STAMP) ## RAPL over three wraps, pyRAPL beside it: writes docs/results/rapl-wraps
 	$(BIN)/uv pip install --quiet --target ~/.cache/jouleserve/oracles/pyRAPL --no-deps pyRAPL==0.2.3.1
 	$(BIN)/python tests/meters/rapl_wraps.py --write docs/results/rapl-wraps
+
+nvml-cycle: $(STAMP) ## One reading cycle of 8 fake GPUs: writes docs/results/nvml-cycle
+	$(BIN)/python tests/meters/nvml_cycle.py --write docs/results/nvml-cycle
 
 metering-cost: $(STAMP) ## What metering costs one engine, on and off in turn: writes docs/results/metering-cost
 	$(BIN)/python -m serve_app.compare.metering_cost --out docs/results/metering-cost
