@@ -110,8 +110,12 @@ def test_the_request_log_holds_what_the_answers_were_told_and_no_word_of_them(se
     assert b'"blue"' in written
     assert SECRET_WORD.encode() not in written
     assert KEY.encode() not in written
-    rows = service.counted("jouleserve_request_log_rows_total", fate="written")
-    assert rows == pytest.approx(service.report()["total"]["requests"], abs=2)
+
+    def counted():
+        rows = service.counted("jouleserve_request_log_rows_total", fate="written")
+        return rows == service.report()["total"]["requests"]
+
+    eventually(counted, 15, "the metric has counted all rows", every_s=0.5)
 
 
 def test_metrics_are_readable_and_hold_no_request_ids(service):
