@@ -154,6 +154,20 @@ def test_the_tap_tells_arrivals_steps_and_ends(tapped):
     assert all(b.time_s <= e.time_s for b, e in zip(events[2::2], events[3::2], strict=True))
 
 
+def test_a_begin_is_written_only_once_the_workers_have_the_step(tapped):
+    """Writing it before holds every step up: see scheduler.py."""
+    engine, receiver, events = tapped
+    engine.add(1, output_tokens=3)
+    receiver.drain()
+    events.clear()
+    scheduled = engine.scheduler.schedule()
+    receiver.drain()
+    assert events == []
+    assert engine.scheduler.get_grammar_bitmask(scheduled) is None
+    receiver.drain()
+    assert [e.kind for e in events] == ["b"]
+
+
 def test_the_tap_tells_aborts_once(tapped):
     from vllm.v1.request import RequestStatus
 
