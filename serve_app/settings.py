@@ -211,11 +211,6 @@ def find_profile(name: str) -> Path:
     )
 
 
-def environment_flag(name: str) -> bool:
-    """Whether an environment switch is on (1, true, yes)."""
-    return os.environ.get(name, "").strip().lower() in {"1", "true", "yes"}
-
-
 def request_log_folder(folder: str | None = None) -> Path:
     """Where request logs go: `folder`, else `jouleserve/requests` in the user's state folder."""
     if folder is not None:

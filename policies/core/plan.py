@@ -97,19 +97,17 @@ def _weigh(situation: Situation, question: Question, choice: Choice) -> Plan:
     cap_band = _cap_band(situation, question)
     at_risk = held is None or not held.feasible or cap_band < 0
     relieved = _relief(situation)
-    if not choice.feasible:
-        plan = replace(plan, reason=Reason.NO_FEASIBLE_POINT)
-        if at_risk:
-            return plan
-        plan = replace(plan, target=present, notes=("the present point holds, without headroom",))
-    elif at_risk and plan.target != present:
+    if at_risk and not choice.feasible:
+        return replace(plan, reason=Reason.NO_FEASIBLE_POINT)
+    if at_risk and plan.target != present:
         return replace(plan, reason=Reason.SLO_AT_RISK, urgent=True)
     if relieved is not None:
         note = "measured latency misses the SLO although the model says it holds"
         risk = replace(plan, reason=Reason.SLO_AT_RISK, target=relieved, notes=(note,))
         return replace(risk, urgent=True, relief=True)
     if not choice.feasible:
-        return plan
+        notes = ("the present point holds, without headroom",)
+        return replace(plan, reason=Reason.NO_FEASIBLE_POINT, target=present, notes=notes)
     return _save(plan, situation, cap_may_rise=cap_band > 0)
 
 

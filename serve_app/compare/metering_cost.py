@@ -24,8 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from policies.model.fitted import FittedModel
 from serve_app.accounting import EnergyAccountant, weigher_for
+from serve_app.deciders import load_profile
 from serve_app.engine.access import set_step_tap
 from serve_app.engine.step_link import SOCKET_ENV
 from serve_app.meters import open_meter
@@ -61,9 +61,9 @@ class _Count:
 class Bench:
     """One engine under constant load, with a meter that can be switched."""
 
-    def __init__(self, model: str, concurrency: int) -> None:
+    def __init__(self, model: str, profile: str, concurrency: int) -> None:
         self._concurrency = concurrency
-        self.accountant = EnergyAccountant(open_meter(), weigher_for(_profile()))
+        self.accountant = EnergyAccountant(open_meter(), weigher_for(load_profile(profile)))
         settings = EngineSettings(model_path=resolve_model(model), max_num_seqs=concurrency)
         os.environ.update(settings.environment())
         os.environ[SOCKET_ENV] = self.accountant.receiver.path
@@ -146,12 +146,6 @@ def _turns(blocks: int) -> Iterator[bool]:
         yield from (True, False, False, True)
 
 
-def _profile() -> FittedModel | None:
-    from serve_app.deciders import load_profile
-
-    return load_profile("smollm2-135m-instruct@cpu")
-
-
 def ratios(slices: list[Slice], figure: str) -> dict[str, float]:
     """Return median and 95 % bootstrap interval of on/off over pairs of neighbours."""
     import numpy as np
@@ -186,12 +180,13 @@ def main() -> None:
     """Measure, print, and write `--out`/result.json and report.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--profile", default="smollm2-135m-instruct@cpu")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--slice", type=float, default=4.0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    bench = Bench(options.model, options.concurrency)
+    bench = Bench(options.model, options.profile, options.concurrency)
     found = document(asyncio.run(bench.run(options.seconds, options.slice)), options)
     load = f"{options.concurrency} requests under way, slices of {options.slice:g} s in turn"
     lines = [

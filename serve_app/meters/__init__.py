@@ -19,7 +19,6 @@ from serve_app.meters.base import (
 )
 from serve_app.meters.blocks import Window
 from serve_app.meters.estimated import EstimatedBackend, EstimateSettings
-from serve_app.meters.health import DeviceHealth, device_health
 from serve_app.meters.meter import DEFAULT_BACKENDS, EnergyMeter
 from serve_app.meters.nvml import NvmlBackend, NvmlSettings
 from serve_app.meters.opening import BACKENDS, MeterOptions
@@ -27,7 +26,7 @@ from serve_app.meters.pyrapl import PyRaplBackend
 from serve_app.meters.rapl import RaplBackend, RaplSettings
 from serve_app.meters.recording import RecordingBackend, Rotation, record
 from serve_app.meters.replay import ReplayBackend
-from serve_app.meters.share import ProcessShare, host_remainder, host_share
+from serve_app.meters.share import ProcessShare, host_share
 from serve_app.meters.window import DeviceMeasurement, Measurement, measure
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
     "LOSSY",
     "Anomaly",
     "Device",
-    "DeviceHealth",
     "DeviceKind",
     "DeviceMeasurement",
     "DeviceReading",
@@ -58,8 +56,6 @@ __all__ = [
     "Rotation",
     "Source",
     "Window",
-    "device_health",
-    "host_remainder",
     "host_share",
     "measure",
     "open_meter",

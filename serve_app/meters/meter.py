@@ -23,7 +23,6 @@ from policies.core.errors import MeterError, MeterPermission, MeterUnavailable
 from serve_app.meters.base import Device, DeviceKind, DeviceReading, MeterBackend, Reading
 from serve_app.meters.blocks import Report, Window, measured
 from serve_app.meters.greenstream import GreenStreamResults, check_options
-from serve_app.meters.health import DeviceHealth, device_health
 from serve_app.meters.opening import BACKENDS, MeterOptions, spec_of
 from serve_app.meters.window import Measurement, measure
 
@@ -77,7 +76,6 @@ class EnergyMeter(GreenStreamResults):
         self._lock = threading.Lock()
         self._windows: dict[str | None, tuple[Reading, float]] = {}
         self._adopted: list[_Adopted] = []
-        self._latest: Reading | None = None
         self._closed_for_good = False
         try:
             for entry in backends:
@@ -118,15 +116,7 @@ class EnergyMeter(GreenStreamResults):
             raise MeterError("the meter is closed")
         now_s = self._clock()
         devices = tuple(r for adopted in self._adopted for r in adopted.read(now_s))
-        self._latest = reading = Reading(time_s=now_s, devices=devices)
-        return reading
-
-    def health(self) -> tuple[DeviceHealth, ...]:
-        """Return the state of each device's sensor as last read, by anybody; reads if nobody has.
-
-        For export: `jouleserve_meter_anomalies_total{device,kind}` and the meter's age by device.
-        """
-        return device_health(self._latest or self.read(), self._clock())
+        return Reading(time_s=now_s, devices=devices)
 
     def backends(self) -> dict[DeviceKind, str]:
         """Which back-end measures which kind; a kind that nobody measures is absent."""

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import psutil
 
 from policies.core.errors import ConfigError
-from serve_app.meters.base import DeviceReading
 from serve_app.meters.process_tree import ProcessTree
 
 SLOT_S = 1.0
@@ -173,22 +172,6 @@ class ShareMeter:
     def idle_share(self) -> float:
         """Return the part of the host's idle energy that is ours."""
         return self._core_ratio
-
-
-def host_remainder(readings: Iterable[DeviceReading]) -> dict[str, float]:
-    """Return by device what no replica of one host was charged, joules, from all their readings.
-
-    The replica that opened first has seen the whole since then. Devices that are not shared are
-    left out.
-    """
-    whole: dict[str, float] = {}
-    charged: dict[str, float] = {}
-    for reading in readings:
-        if reading.whole_joules is not None and reading.last_known_joules is not None:
-            key = reading.device.id
-            whole[key] = max(whole.get(key, 0.0), reading.whole_joules)
-            charged[key] = charged.get(key, 0.0) + reading.last_known_joules
-    return {key: max(0.0, joules - charged[key]) for key, joules in whole.items()}
 
 
 def _slot(time_s: float) -> int:

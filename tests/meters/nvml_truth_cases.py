@@ -168,8 +168,8 @@ def test_counter_and_integrated_power_are_cross_checked(rig, fake):
     assert wrong.anomaly_counts[Anomaly.DISAGREEMENT] >= 1
     assert wrong.anomalies == 0  # which of the two is wrong is not known
     assert wrong.joules == pytest.approx(used_joules(fake))
-    health = EnergyMeter([subject.backend], clock=subject.clock).health()[0]
-    assert health.cross_check_ratio == wrong.cross_check_ratio
+    (told,) = EnergyMeter([subject.backend], clock=subject.clock).read().devices
+    assert told.cross_check_ratio == wrong.cross_check_ratio
 
 
 def test_a_load_that_pulses_between_the_samples_is_no_disagreement(rig, fake):

@@ -109,20 +109,23 @@ def test_a_meter_says_which_kinds_nobody_measures_and_why(tmp_path, clock):
         assert missing["dram"] == f"rapl: {meter.unavailable['rapl']}"
 
 
-def test_health_tells_age_faults_and_reason_by_device(clock):
+def test_a_reading_tells_age_faults_and_reason_by_device(clock):
     gpus, cpu = gpu_and_cpu(clock)
     meter = EnergyMeter([gpus, cpu], clock=clock)
-    assert [one.age_s for one in meter.health()] == [0.0, 0.0, 0.0]
+    assert [one.last_known_s for one in meter.read().devices] == [clock()] * 3
     clock.advance(1.0)
     gpus.lost["gpu:0"] = clock()
     gpus.faults["gpu:1"] = {Anomaly.RESET: 2, Anomaly.WRAP: 1}
     clock.advance(3.0)
-    meter.read()
-    clock.advance(2.0)
-    lost, faulty, fine = meter.health()
-    assert (lost.device.id, lost.age_s, lost.reason) == ("gpu:0", 5.0, "lost")
+    reading = meter.read()
+    lost, faulty, fine = reading.devices
+    assert (lost.device.id, reading.time_s - lost.last_known_s, lost.reason) == (
+        "gpu:0",
+        3.0,
+        "lost",
+    )
     assert lost.source is Source.UNAVAILABLE
-    assert (faulty.age_s, faulty.reason) == (2.0, None)
+    assert (reading.time_s - faulty.last_known_s, faulty.reason) == (0.0, None)
     assert faulty.anomaly_counts == {"reset": 2, "wrap": 1}
     assert fine.anomaly_counts == {}
 
