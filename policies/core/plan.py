@@ -97,7 +97,7 @@ def _weigh(situation: Situation, question: Question, choice: Choice) -> Plan:
     cap_band = _cap_band(situation, question)
     at_risk = held is None or not held.feasible or cap_band < 0
     relieved = _relief(situation)
-    if at_risk and not choice.feasible:
+    if not choice.feasible:
         return replace(plan, reason=Reason.NO_FEASIBLE_POINT)
     if at_risk and plan.target != present:
         return replace(plan, reason=Reason.SLO_AT_RISK, urgent=True)
@@ -105,9 +105,6 @@ def _weigh(situation: Situation, question: Question, choice: Choice) -> Plan:
         note = "measured latency misses the SLO although the model says it holds"
         risk = replace(plan, reason=Reason.SLO_AT_RISK, target=relieved, notes=(note,))
         return replace(risk, urgent=True, relief=True)
-    if not choice.feasible:
-        notes = ("the present point holds, without headroom",)
-        return replace(plan, reason=Reason.NO_FEASIBLE_POINT, target=present, notes=notes)
     return _save(plan, situation, cap_may_rise=cap_band > 0)
 
 

@@ -330,17 +330,12 @@ def test_in_overload_the_cap_is_the_one_that_drains_the_queue():
     assert caps[2] == SETTINGS.bounds.max_num_seqs
 
 
-def test_a_point_that_still_holds_is_not_left_for_one_that_does_not():
-    """Near its capacity no point has headroom left; jumping to the overload's cap would miss."""
-    rate = next(
-        rate / 10
-        for rate in range(20, 400)
-        if settle(point(), free=REPLICA_TICK, rate=rate / 10)[0].reason is Reason.NO_FEASIBLE_POINT
-    )
-    at_most = settle(point(), free=REPLICA_TICK, rate=rate - 0.1)[0].chosen
-    decision, _ = tick(seen(0.0, at_most, rate=rate), ControlState(), SETTINGS, H100, REPLICA_TICK)
-    assert decision.reason is Reason.NO_FEASIBLE_POINT
-    assert not decision.moves
+def test_the_cap_does_not_jump_where_headroom_runs_out():
+    """From the last feasible load to the first infeasible one the cap goes on where it was."""
+    settled = {rate: settle(point(), free=REPLICA_TICK, rate=rate / 2)[0] for rate in range(10, 90)}
+    first = next(r for r, d in settled.items() if d.reason is Reason.NO_FEASIBLE_POINT)
+    before, after = (settled[rate].chosen.max_num_active_seqs for rate in (first - 1, first))
+    assert abs(after - before) <= 0.1 * before
 
 
 @pytest.mark.parametrize("mode", [Mode.ADVISORY, Mode.OFF])
