@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from policies.core.slo import meets
 from policies.core.types import SLO
 from serve_app.report.tariff import Tariff
 from serve_app.request_log.row import Row
@@ -54,8 +55,8 @@ class Figures:
         self.prompt_tokens += row.prompt_tokens or 0
         self.output_tokens += row.output_tokens or 0
         self.cached_tokens += row.cached_tokens or 0
-        if slo is not None and meets(row, slo):
-            self.slo_met += 1
+        if slo is not None and row.outcome == "completed":
+            self.slo_met += meets(slo, row.ttft_s, row.tpot_s)
         if row.joules is None:
             return
         self.known_requests += 1
@@ -167,13 +168,6 @@ class Figures:
                 self.joules_per_output_token, None if mean is None else mean * 1e6
             )
         return found
-
-
-def meets(row: Row, slo: SLO) -> bool:
-    """Whether a request met both targets; one that was not completed never does."""
-    if row.outcome != "completed" or row.ttft_s is None or row.ttft_s > slo.ttft_s:
-        return False
-    return row.tpot_s is None or row.tpot_s <= slo.tpot_s
 
 
 def _ratio(above: float, below: float) -> float | None:
