@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from policies.core.errors import ConfigError, NotFitted, OutOfRange
 from policies.core.types import SLO, Binding, Load, OperatingPoint, Prediction
 from policies.model.batch import BatchProcess, Floats
-from policies.model.latency import LatencyModel, mean_context_tokens
+from policies.model.latency import LatencyModel
 from policies.model.parsing import read_fields
 from policies.model.power import PowerModel
-from policies.model.replica import DrawLine, Queue, draw_table, queue_ttft_s
+from policies.model.replica import draw_table, first_token_s
 
 SCHEMA_VERSION = 1
+
+_Part = TypeVar("_Part", LatencyModel, PowerModel)
 
 RANGE_MARGIN = 1.2  # questions up to this multiple of the fitted range are answered
 CAPACITY_SHARE = 0.98  # a point that runs above this share of its capacity is not feasible
@@ -45,10 +47,25 @@ class Residuals:
     samples: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bands:
+    """Relative 95 % half-widths of what the model says; None = not known.
+
+    `step_time_ratio`: of steps that decode; `prefill_ratio`: of the time of prompts;
+    `energy_ratio`: of step energy; `power_limit_ratio`: of speed and draw under a power limit.
+    """
+
+    step_time_ratio: float | None = None
+    prefill_ratio: float | None = None
+    energy_ratio: float | None = None
+    power_limit_ratio: float | None = None
+
+
 # What a fit must reach to be acted on. The published fits of this form stay within 6 % (median);
 # the limits leave room for a noisy shared CPU, and are far below the savings that are decided on.
+# So many samples are needed to leave one out; a published steady state of minutes counts as one.
 WORST_TRUSTED = Residuals(
-    step_time_median_ratio=0.15, step_time_p95_ratio=0.5, energy_median_ratio=0.2, samples=30
+    step_time_median_ratio=0.15, step_time_p95_ratio=0.5, energy_median_ratio=0.2, samples=6
 )
 
 
@@ -68,6 +85,7 @@ class FittedModel:
     power: PowerModel
     valid: ValidRange
     residuals: Residuals
+    bands: Bands = field(default_factory=Bands)
     provenance: dict[str, str] = field(default_factory=dict, hash=False)
     schema_version: int = SCHEMA_VERSION
 
@@ -90,24 +108,20 @@ class FittedModel:
         request. More load never draws less; a smaller cap never has a larger TPOT.
         """
         latency, share = self._replica(point, load)
-        process = _process(latency, share, point.max_num_active_seqs)
+        curve, cap = latency.curve(share), point.max_num_active_seqs
+        process = BatchProcess(arrival_rate_per_s=share.arrival_rate_per_s, curve=curve, cap=cap)
         capacity_per_s = process.capacity_per_s
         probabilities = process.probabilities()
         utilization = share.arrival_rate_per_s / capacity_per_s
         draw_watts = point.num_replicas * float(
-            probabilities @ self._draw_by_batch(process, load, point.power_limit_watts)
+            probabilities @ self.draw_by_batch(load, cap, point.power_limit_watts)
         )
         completed_per_s = min(load.arrival_rate_per_s, capacity_per_s * point.num_replicas)
-        queue = Queue(
-            latency=latency,
-            load=_at_most(share, capacity_per_s),
-            process=process,
-            probabilities=probabilities,
-            batch=process.batch_at(slo.percentile),
-            percentile=slo.percentile,
-        )
-        ttft_s = queue_ttft_s(queue)
-        tpot_s = latency.tpot_s(queue.load, queue.batch, slo.percentile)
+        admitted = _at_most(share, capacity_per_s)
+        batch = process.batch_at(slo.percentile)
+        slot_s = process.wait_s(probabilities, slo.percentile)
+        ttft_s = first_token_s(curve, admitted.arrival_rate_per_s, batch, slot_s, slo.percentile)
+        tpot_s = latency.tpot_s(admitted, batch, slo.percentile)
         return Prediction(
             ttft_s=ttft_s,
             tpot_s=tpot_s,
@@ -129,6 +143,17 @@ class FittedModel:
         latency, share = self._replica(point, load)
         return point.num_replicas * latency.capacity_per_s(share, point.max_num_active_seqs)
 
+    def corrected(self, *, step_time_ratio: float = 1.0, energy_ratio: float = 1.0) -> FittedModel:
+        """The same model when steps take and cost these multiples of what it says (both > 0). The
+        idle draw, which no step has, stays."""
+        if step_time_ratio == 1.0 and energy_ratio == 1.0:
+            return self
+        return replace(
+            self,
+            latency=_scaled(self.latency, step_time_ratio, keep=_UNSCALED),
+            power=_scaled(self.power, energy_ratio, keep=_UNSCALED),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back exactly."""
         return asdict(self)
@@ -141,6 +166,12 @@ class FittedModel:
             raise ConfigError(
                 f"{source}: schema_version is {found.schema_version}; allowed: {SCHEMA_VERSION}"
             )
+        latency = found.latency
+        if latency.d_s_per_token_beyond_knee * latency.knee_tokens > latency.t0_s * (1.0 + 1e-9):
+            raise ConfigError(
+                f"{source}: latency.d_s_per_token_beyond_knee x knee_tokens is above t0_s; "
+                "allowed: at most t0_s, or a larger batch would complete less"
+            )
         response = found.power.cap_response
         if response is not None and not response.ck_watts > response.c0_watts:
             raise ConfigError(
@@ -151,17 +182,16 @@ class FittedModel:
 
     def _replica(self, point: OperatingPoint, load: Load) -> tuple[LatencyModel, Load]:
         """The latency model under the point's limit, and one replica's share of the load."""
+        self.check(point, load)
+        share = _with_rate(load, load.arrival_rate_per_s / point.num_replicas)
+        return self.latency_under(point.power_limit_watts), share
+
+    def check(self, point: OperatingPoint, load: Load) -> None:
+        """Raise NotFitted or OutOfRange where `predict` would; the power limit apart."""
         if not self.trusted:
             raise NotFitted(
                 f"profile {self.name}: residuals {self.residuals} exceed {WORST_TRUSTED}"
             )
-        self._check_range(point, load)
-        share = _with_rate(load, load.arrival_rate_per_s / point.num_replicas)
-        if point.power_limit_watts is None:
-            return self.latency, share
-        return _limited(self.latency, self.power, point.power_limit_watts), share
-
-    def _check_range(self, point: OperatingPoint, load: Load) -> None:
         valid, prompt, output = self.valid, load.prompt_tokens, load.output_tokens
         checks = (
             ("arrival_rate_per_s", load.arrival_rate_per_s, MIN_RATE_PER_S, MAX_RATE_PER_S),
@@ -177,23 +207,29 @@ class FittedModel:
                     f"profile {self.name}: {key} is {value}; fitted: {low:g} to {high:g}"
                 )
 
-    def _draw_by_batch(
-        self, process: BatchProcess, load: Load, limit_watts: float | None
-    ) -> Floats:
-        """Replica draw with 0..cap running requests: no limit's draw, cut at the limit."""
-        per_seq = self.power.step_joules(
-            1.0, mean_context_tokens(load), load.prompt_tokens / load.output_tokens
+    def latency_under(self, limit_watts: float | None) -> LatencyModel:
+        """The latency model under a power limit; OutOfRange where its effect is not known."""
+        if limit_watts is None:
+            return self.latency
+        return _limited(self.latency, self.power, limit_watts)
+
+    def draw_by_batch(self, load: Load, cap: int, limit_watts: float | None) -> Floats:
+        """Draw of one replica with 0..cap running requests, watts: no limit's, cut at the limit."""
+        table = draw_table(
+            self.power.curve(load), self.latency.curve(load), self.power.idle_watts, cap
         )
-        line = DrawLine(
-            idle_watts=self.power.idle_watts,
-            e0_joules=self.power.e0_joules_per_step,
-            joules_per_seq=per_seq - self.power.e0_joules_per_step,
-            t0_s=self.latency.t0_s,
-            s_per_seq=self.latency.total_s_per_seq(load),
-        )
-        table = draw_table(line, process.cap)
         ceiling_watts = self.power.ceiling_watts(limit_watts)
         return table if ceiling_watts == math.inf else np.minimum(table, ceiling_watts)
+
+
+_UNSCALED = frozenset(
+    {"knee_tokens", "idle_watts", "natural_draw_watts", "cap_response", "num_devices"}
+)
+
+
+def _scaled(part: _Part, ratio: float, keep: frozenset[str]) -> _Part:
+    scaled = {f.name: ratio * getattr(part, f.name) for f in fields(part) if f.name not in keep}
+    return replace(part, **scaled)
 
 
 @lru_cache(maxsize=256)
@@ -201,16 +237,6 @@ def _limited(latency: LatencyModel, power: PowerModel, limit_watts: float) -> La
     speeds = power.speeds(limit_watts)
     return latency.slowed(
         prefill_speed_ratio=speeds.prefill_ratio, decode_speed_ratio=speeds.decode_ratio
-    )
-
-
-def _process(latency: LatencyModel, share: Load, cap: int) -> BatchProcess:
-    return BatchProcess(
-        arrival_rate_per_s=share.arrival_rate_per_s,
-        output_tokens=share.output_tokens,
-        t0_s=latency.t0_s,
-        g_s=latency.total_s_per_seq(share),
-        cap=cap,
     )
 
 

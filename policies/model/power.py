@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 
 from policies.core.errors import OutOfRange
+from policies.core.types import Load
+from policies.model.curve import StepCurve
+from policies.model.latency import attended_pairs, mean_context_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +51,11 @@ class Speeds:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PowerModel:
-    """Joules per step E = E0 + E1 n + E2 kv + E3 prefill, of all devices of one replica.
+    """Joules per step, of all devices of one replica.
 
+        E = E0 + E1 n + E2 kv + E3 prefill + E4 pairs + E5 max(0, n + prefill - knee)
+
+    with the terms of `LatencyModel`, and the knee of its own fit.
     A step's energy includes the idle draw while it runs; `idle_watts` is paid only while none runs.
     All finite and >= 0. The linear form holds within 6 % for 8B..70B on H100 at n <= 256 (ML.ENERGY
     v3 steady state). `natural_draw_watts`: the most that the replica's device draws when nothing
@@ -62,17 +68,44 @@ class PowerModel:
     e1_joules_per_seq: float
     e2_joules_per_kv_token: float
     e3_joules_per_prefill_token: float
+    e4_joules_per_attended_pair: float = 0.0
+    e5_joules_per_token_beyond_knee: float = 0.0
+    knee_tokens: float = 0.0
     natural_draw_watts: float | None = None
     cap_response: CapResponse | None = None
     num_devices: int = 1
 
-    def step_joules(self, num_seqs: float, kv_tokens: float, prefill_tokens: float) -> float:
+    def step_joules(
+        self,
+        num_seqs: float,
+        kv_tokens: float,
+        prefill_tokens: float,
+        attended_pairs: float = 0.0,
+    ) -> float:
         """Joules of one step with this batch, no power limit."""
         return (
             self.e0_joules_per_step
             + self.e1_joules_per_seq * num_seqs
             + self.e2_joules_per_kv_token * kv_tokens
             + self.e3_joules_per_prefill_token * prefill_tokens
+            + self.e4_joules_per_attended_pair * attended_pairs
+            + self.e5_joules_per_token_beyond_knee
+            * max(0.0, num_seqs + prefill_tokens - self.knee_tokens)
+        )
+
+    def curve(self, load: Load) -> StepCurve:
+        """The mean step's joules over the batch under `load`, no power limit; see
+        `LatencyModel.curve`."""
+        per_token = self.e3_joules_per_prefill_token + self.e5_joules_per_token_beyond_knee
+        pairs = attended_pairs(load.prompt_tokens)
+        return StepCurve(
+            base=self.e0_joules_per_step,
+            per_seq=self.e1_joules_per_seq
+            + self.e2_joules_per_kv_token * mean_context_tokens(load),
+            per_prompt=per_token * load.prompt_tokens + self.e4_joules_per_attended_pair * pairs,
+            output_tokens=load.output_tokens,
+            beyond=self.e5_joules_per_token_beyond_knee,
+            knee=self.knee_tokens,
         )
 
     def is_inert(self, limit_watts: float | None) -> bool:

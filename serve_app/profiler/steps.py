@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from policies.model.attribution import share_pairs
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from policies.core.attribution import StepShare
     from serve_app.engine.step_link import StepEvent
 
 OUTLIER_MADS = 6.0  # a step further above its like than this was disturbed from outside
@@ -21,7 +24,8 @@ _MIN_CLASS = 5  # below this many steps of one composition there is no "like" to
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """One engine step. `num_seqs`: sequences with work in it; `kv_tokens`: the context of all of
-    them after the step, summed; `prefill_tokens`: prompt tokens computed. Monotonic seconds."""
+    them after the step, summed; `prefill_tokens`: prompt tokens computed; `attended_pairs`: those
+    of `policies.model.latency.attended_pairs`, summed over the prompts. Monotonic seconds."""
 
     start_s: float
     end_s: float
@@ -29,11 +33,25 @@ class Step:
     kv_tokens: int
     prefill_tokens: int
     max_context_tokens: int = 0
+    attended_pairs: float = 0.0
 
     @property
     def time_s(self) -> float:
         """Length of the step."""
         return self.end_s - self.start_s
+
+
+def step_of(shares: Sequence[StepShare], start_s: float, end_s: float) -> Step:
+    """The step in which requests had these shares."""
+    return Step(
+        start_s=start_s,
+        end_s=end_s,
+        num_seqs=len(shares),
+        kv_tokens=sum(share.context_tokens for share in shares),
+        prefill_tokens=sum(share.prefill_tokens for share in shares),
+        max_context_tokens=max((share.context_tokens for share in shares), default=0),
+        attended_pairs=sum(share_pairs(share) for share in shares),
+    )
 
 
 class StepRecorder:
@@ -58,17 +76,8 @@ class StepRecorder:
             self._begun.clear()  # begins and ends no longer pair up
         elif event.kind == "e" and self._begun:
             begin = self._begun.pop(0)
-            shares = begin.shares
-            self.steps.append(
-                Step(
-                    start_s=max(begin.time_s, self._last_end_s),
-                    end_s=event.time_s,
-                    num_seqs=len(shares),
-                    kv_tokens=sum(share.context_tokens for share in shares),
-                    prefill_tokens=sum(share.prefill_tokens for share in shares),
-                    max_context_tokens=max((s.context_tokens for s in shares), default=0),
-                )
-            )
+            start_s = max(begin.time_s, self._last_end_s)
+            self.steps.append(step_of(begin.shares, start_s, event.time_s))
             self._last_end_s = event.time_s
 
 

@@ -13,6 +13,7 @@ import pytest
 from policies.core.errors import ConfigError, NotFitted, OutOfRange
 from policies.core.types import SLO, Binding, Load, OperatingPoint
 from policies.model.batch import BatchProcess
+from policies.model.curve import StepCurve
 from policies.model.fitted import FittedModel
 from policies.model.workload import WorkloadModel, length_bin
 
@@ -79,11 +80,12 @@ def test_at_the_cap_the_step_equation_holds_with_the_admitted_load():
 
 def test_context_tokens_slow_the_step():
     slower = replace(H100.latency, b_s_per_kv_token=1e-7)
-    assert slower.decode_s_per_seq(CHAT) == pytest.approx(8.52e-5 + 300 * 1e-7)
+    assert slower.curve(CHAT).per_seq == pytest.approx(8.52e-5 + 300 * 1e-7)
 
 
 def process(rate, cap, t0=0.01, g=0.0, tout=100.0):
-    return BatchProcess(arrival_rate_per_s=rate, output_tokens=tout, t0_s=t0, g_s=g, cap=cap)
+    curve = StepCurve(base=t0, per_seq=g, per_prompt=0.0, output_tokens=tout)
+    return BatchProcess(arrival_rate_per_s=rate, curve=curve, cap=cap)
 
 
 def test_without_batch_cost_the_chain_is_erlang_c():
@@ -107,6 +109,76 @@ def test_without_a_cap_the_batch_is_poisson_and_then_wider():
     assert mean == pytest.approx(4.95 / 0.55)  # (L tout t0 + p) / (1 - p), p = L tout g = .45
     assert variance / mean == pytest.approx(1 / 0.55)
     assert process(9.0, 200).batch_at(0.99) == 18  # Poisson(9): P(n <= 17) = .995, plus itself
+
+
+def test_beyond_a_knee_the_chain_agrees_with_a_simulation():
+    """As below, with steps that grow faster beyond a batch of 6: mean batch, and the batch that 95 %
+    of the arrivals share where nothing caps it."""
+    curve = StepCurve(
+        base=0.008, per_seq=1e-4, per_prompt=0.0, output_tokens=100.0, beyond=4e-4, knee=6.0
+    )
+    rng = random.Random(5)
+    inside, now, area = 0, 0.0, 0.0
+    found: list[int] = []
+    for _ in range(200_000):
+        rate = 8.0 + (inside / (100.0 * curve.mean(inside)) if inside else 0.0)
+        dt = rng.expovariate(rate)
+        now, area = now + dt, area + inside * dt
+        arrives = rng.random() < 8.0 / rate
+        if arrives:
+            found.append(inside + 1)
+        inside += 1 if arrives else -1
+    free = BatchProcess(arrival_rate_per_s=8.0, curve=curve, cap=400)
+    assert free.probabilities() @ np.arange(401) == pytest.approx(area / now, rel=0.03)
+    assert free.batch_at(0.95) == pytest.approx(sorted(found)[int(0.95 * len(found))], abs=1)
+    assert BatchProcess(arrival_rate_per_s=8.0, curve=curve, cap=5).batch_at(0.95) == 5
+
+
+def test_without_a_knee_the_two_ways_to_the_batch_agree():
+    """A knee of no height is summed term by term, no knee in closed form."""
+    flat = StepCurve(base=0.008, per_seq=3e-4, per_prompt=0.02, output_tokens=100.0)
+    kinked = replace(flat, beyond=1e-12, knee=4.0)
+    for rate in (0.5, 5.0, 15.0, 19.0):
+        for cap in (4, 64, 512):
+            sizes = [
+                BatchProcess(arrival_rate_per_s=rate, curve=c, cap=cap).batch_at(0.99)
+                for c in (flat, kinked)
+            ]
+            assert sizes[0] == sizes[1]
+
+
+def test_a_long_prompt_pays_for_attention_and_a_large_batch_for_the_knee():
+    latency = replace(
+        H100.latency,
+        q_s_per_attended_pair=1e-9,
+        d_s_per_token_beyond_knee=1e-5,
+        knee_tokens=160.0,
+    )
+    short, long = (latency.prefill_s(replace(CHAT, prompt_tokens=p)) for p in (1000.0, 8000.0))
+    per_token = latency.c_s_per_prefill_token + 1e-5
+    assert short == pytest.approx(1000 * per_token + 1e-9 * 0.5e6)
+    assert long == pytest.approx(8000 * per_token + 1e-9 * 32e6)
+    below, above = latency.step_time_s(160, 0, 0), latency.step_time_s(161, 0, 0)
+    assert above - below == pytest.approx(latency.a_s_per_seq + 1e-5)
+    state = latency.steady_state(replace(CHAT, arrival_rate_per_s=40.0), 512)
+    assert state.num_running > 160
+    assert state.step_time_s == pytest.approx(latency.curve(CHAT).mean(state.num_running))
+
+
+def test_a_corrected_model_scales_steps_and_keeps_idle_and_knee():
+    planted = replace(
+        H100, latency=replace(H100.latency, d_s_per_token_beyond_knee=1e-6, knee_tokens=160.0)
+    )
+    found = planted.corrected(step_time_ratio=1.2, energy_ratio=0.9)
+    assert found.latency.step_time_s(200, 1e4, 300) == pytest.approx(
+        1.2 * planted.latency.step_time_s(200, 1e4, 300)
+    )
+    assert found.power.step_joules(200, 1e4, 300) == pytest.approx(
+        0.9 * planted.power.step_joules(200, 1e4, 300)
+    )
+    assert found.power.idle_watts == planted.power.idle_watts
+    assert found.power.cap_response == planted.power.cap_response
+    assert planted.corrected() is planted
 
 
 def test_chain_agrees_with_a_simulation():
@@ -291,6 +363,15 @@ def test_a_wrong_profile_names_source_key_and_allowed_values(path, value):
     assert message.startswith("p.yaml: ")
     assert path in message
     assert "allowed: " in message
+
+
+def test_a_knee_that_makes_larger_batches_complete_less_is_refused():
+    data = changed("latency.d_s_per_token_beyond_knee", 1e-3)
+    data["latency"]["knee_tokens"] = 100.0
+    with pytest.raises(
+        ConfigError, match=r"p\.yaml: latency\.d_s_per_token_beyond_knee x knee_tok"
+    ):
+        FittedModel.from_dict(data, source="p.yaml")
 
 
 def test_an_unknown_key_is_named():
