@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from policies.core.control import tick
 from policies.core.objective import PerfModel
@@ -11,9 +11,13 @@ from policies.core.types import ControlSettings, ControlState, Decision, Knob, O
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnergySlo:
-    """`tick` with a model; without one (None) every decision is the safe point."""
+    """`tick` with a model; without one (None) every decision is the safe point.
+
+    `note` stands in every decision: what else to know about the model.
+    """
 
     model: PerfModel | None
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -27,5 +31,9 @@ class EnergySlo:
         settings: ControlSettings,
         free: frozenset[Knob],
     ) -> tuple[Decision, ControlState]:
-        """The decision of `policies.core.control.tick`."""
-        return tick(observation, state, settings, self.model, free)
+        """The decision of `policies.core.control.tick`, with the note."""
+        decision, state = tick(observation, state, settings, self.model, free)
+        if self.note:
+            decision = replace(decision, notes=(*decision.notes, self.note))
+            state = replace(state, last_decision=decision)
+        return decision, state

@@ -1,4 +1,4 @@
-"""The replica tick: observe → decide → guard → actuate → record, about once a second.
+"""The replica tick: observe → learn → decide → guard → actuate → record, about once a second.
 
 The request path writes facts; this loop reads them. It owns the batch cap of its replica and asks
 the same policy as the fleet tick, with the cap as the only free knob.
@@ -26,9 +26,12 @@ from policies.core.types import (
     ReplicaObservation,
 )
 from policies.core.window import Window
+from policies.model.drift import Assessment, Verdict
 from serve_app.accounting import EnergyAccountant
 from serve_app.actuators.batch_cap import BatchCap
+from serve_app.deciders import policy_for
 from serve_app.engine.tap import EngineState
+from serve_app.live_model import LiveModel
 from serve_app.observers.recorder import Recorder
 from serve_app.settings import EnergySettings, LiveSettings
 
@@ -39,7 +42,7 @@ _FREE = frozenset({Knob.MAX_NUM_ACTIVE_SEQS})
 
 @dataclass(slots=True)
 class Replica:
-    """What one replica's loop works on."""
+    """What one replica's loop works on. `policy` follows `live_model` where there is one."""
 
     name: str
     accountant: EnergyAccountant
@@ -50,6 +53,7 @@ class Replica:
     base: EnergySettings
     live: LiveSettings
     output_tokens: Window
+    live_model: LiveModel | None = None
 
     @property
     def settings(self) -> EnergySettings:
@@ -96,6 +100,7 @@ class ControlLoop:
     def __init__(self, replica: Replica, publish: Callable[[], Awaitable[None]]) -> None:
         self.replica = replica
         self.last_decision: Decision | None = None
+        self.assessment: Assessment | None = None
         self._publish = publish
         self._state = ControlState()
         self._task: asyncio.Task[None] | None = None
@@ -120,6 +125,7 @@ class ControlLoop:
         """One tick; never raises."""
         for stage, step in (
             ("meter", self._meter),
+            ("model", self._learn),
             ("policy", self._decide),
             ("actuate", self._actuate),
             ("report", self._publish),
@@ -133,6 +139,28 @@ class ControlLoop:
         replica = self.replica
         replica.accountant.close_window()
         replica.recorder.tick(replica.accountant, replica.observe(time.monotonic()))
+
+    async def _learn(self) -> None:
+        """Compare the steps since the last tick with the model; decide with what they say."""
+        replica, live = self.replica, self.replica.live_model
+        if live is None:
+            return
+        now_s = time.monotonic()
+        live.tick(replica.accountant.windows, now_s)
+        if live.enabled:
+            replica.policy = policy_for(replica.base, live.model, correction=live.correction)
+        before, self.assessment = self.assessment, live.assess(now_s)
+        replica.recorder.model(live.state, live.correction, self.assessment, live.residual_ratio)
+        if self.assessment is not None and (
+            before is None or before.verdict is not self.assessment.verdict
+        ):
+            refit = self.assessment.verdict is Verdict.REFIT_SUGGESTED
+            log.log(
+                logging.WARNING if refit else logging.INFO,
+                "jouleserve_model %s: %s",
+                self.assessment.verdict.value,
+                self.assessment.reason,
+            )
 
     async def _decide(self) -> None:
         replica = self.replica

@@ -11,6 +11,7 @@ from policies.core.control import Policy
 from policies.core.errors import ConfigError
 from policies.core.types import Observation
 from policies.model.fitted import FittedModel
+from policies.model.online import Correction
 from serve_app.settings import EnergySettings, find_profile, read_yaml
 
 __all__ = ["POLICIES", "load_profile", "policy_for"]
@@ -31,9 +32,11 @@ def policy_for(
     settings: EnergySettings,
     model: FittedModel | None,
     ray_default: Callable[[Observation], int] | None = None,
+    correction: Correction | None = None,
 ) -> Policy:
-    """The policy named in `settings`. `ray_default` is Ray's own rule, handed in by the controller
-    edge; a replica, which never chooses replicas, leaves it out."""
+    """The policy named in `settings`, with the model as live steps correct it. `ray_default` is
+    Ray's own rule, handed in by the controller edge; a replica, which never chooses replicas,
+    leaves it out."""
     choice = settings.policy
     if choice.name == "static":
         return make_policy(
@@ -48,4 +51,6 @@ def policy_for(
                 "static", num_replicas=None, max_num_active_seqs=None, power_limit_watts=None
             )
         return make_policy("ray_default", desired_num_replicas=ray_default)
-    return make_policy("energy_slo", model=model)
+    if model is None or correction is None:
+        return make_policy("energy_slo", model=model)
+    return make_policy("energy_slo", model=correction.apply(model), note=correction.note)

@@ -24,6 +24,7 @@ from serve_app.meters import DeviceReading
 
 _GONE_AFTER_S = 10.0
 _KEPT_REPLICAS = 512
+_KEPT_PROFILES = 64
 _END_AFTER_S = 900.0  # without a push: the application is gone, so is its ledger
 
 Family = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
@@ -33,7 +34,8 @@ Family = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
 class Push:
     """What one replica says: its identity, its metric families, its books (joules, all devices
     summed; None = unavailable), its knobs, what each kind of device used (`metered`), the state of
-    each of its devices (`device_rows`), and why its last `user_config` is not in force."""
+    each of its devices (`device_rows`), why its last `user_config` is not in force, what it knows
+    about its profile (`learned`, for the next replica), and the verdict on it with its reason."""
 
     deployment: str
     replica: str
@@ -44,6 +46,9 @@ class Push:
     metered: dict[str, float] = field(default_factory=dict)
     devices: list[dict[str, Any]] = field(default_factory=list)
     refused_user_config: str | None = None
+    learned: dict[str, Any] | None = None
+    model_verdict: str | None = None
+    model_reason: str | None = None
 
 
 def device_rows(readings: Iterable[DeviceReading]) -> list[dict[str, Any]]:
@@ -85,6 +90,7 @@ class LedgerState:
     def __init__(self) -> None:
         self._pushes: OrderedDict[str, Push] = OrderedDict()
         self._seen_s: dict[str, float] = {}
+        self._learned: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
 
     def push(self, push: Push, now_s: float) -> None:
         """Take a replica's latest totals."""
@@ -94,6 +100,16 @@ class LedgerState:
         while len(self._pushes) > _KEPT_REPLICAS:
             oldest = min(self._seen_s, key=lambda k: self._seen_s[k])
             del self._pushes[oldest], self._seen_s[oldest]
+        if push.learned is not None:
+            about = (push.deployment, str(push.learned.get("profile")))
+            self._learned[about] = push.learned
+            self._learned.move_to_end(about)
+            while len(self._learned) > _KEPT_PROFILES:
+                self._learned.popitem(last=False)
+
+    def learned(self, deployment: str, profile: str) -> dict[str, Any] | None:
+        """What a replica of the deployment last knew about the profile (its fingerprint)."""
+        return self._learned.get((deployment, profile))
 
     def last_push_s(self) -> float | None:
         return max(self._seen_s.values(), default=None)
@@ -134,6 +150,8 @@ class LedgerState:
                     **p.knobs,
                     "devices": p.devices,
                     "refused_user_config": p.refused_user_config,
+                    "model_verdict": p.model_verdict,
+                    "model_reason": p.model_reason,
                 }
                 for p in alive
             ],
@@ -188,6 +206,9 @@ class Ledger:
 
     def exposition(self) -> bytes:
         return self._state.exposition(time.monotonic())
+
+    def learned(self, deployment: str, profile: str) -> dict[str, Any] | None:
+        return self._state.learned(deployment, profile)
 
     def end_if_unused(self) -> None:
         last_s = self._state.last_push_s() or self._born_s

@@ -6,7 +6,8 @@ second; a raising policy stalls every application, a slow one the whole control 
 one evaluation per `_EVALUATE_EVERY_S`, and on any fault the present target is held.
 
 What replicas report (`record_autoscaling_stats`, floats only) is `REPORT`; -1 means "not known".
-The SLO and mode in force come with the reports, so a live `user_config` reaches the controller too.
+The SLO and mode in force come with the reports, so a live `user_config` reaches the controller too,
+and so does what each replica's steps say about the model.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from policies.core.types import (
     ReplicaObservation,
 )
 from policies.model.fitted import FittedModel
+from policies.model.online import Correction, fleet_correction
 from serve_app.deciders import policy_for
 from serve_app.settings import parse_energy
 
@@ -55,13 +57,21 @@ REPORT = (
     "slo_tpot_s",
     "slo_percentile",
     "mode",
+    "step_time_ratio",
+    "energy_ratio",
+    "at_bound",
 )
 _MODES = (Mode.OFF, Mode.ADVISORY, Mode.ACTIVE)
 
 
-def report(observation: ReplicaObservation, settings: ControlSettings) -> dict[str, float]:
+def report(
+    observation: ReplicaObservation,
+    settings: ControlSettings,
+    correction: Correction | None = None,
+) -> dict[str, float]:
     """A replica's autoscaling stats; its caps stand in `settings.bounds`. Always the same keys:
     Ray drops a replica's stats for good when one return is malformed."""
+    learned = correction or Correction()
     values: dict[str, float | int | None] = {
         name: getattr(observation, name, None) for name in REPORT
     } | {
@@ -71,6 +81,9 @@ def report(observation: ReplicaObservation, settings: ControlSettings) -> dict[s
         "slo_tpot_s": settings.slo.tpot_s,
         "slo_percentile": settings.slo.percentile,
         "mode": _MODES.index(settings.mode),
+        "step_time_ratio": learned.step_time_ratio,
+        "energy_ratio": learned.energy_ratio,
+        "at_bound": learned.at_bound,
     }
     return {name: UNKNOWN if value is None else float(value) for name, value in values.items()}
 
@@ -85,9 +98,9 @@ class EnergyPolicy:
         self, settings: dict[str, Any] | None = None, profile: dict[str, Any] | None = None
     ) -> None:
         self._energy = parse_energy(settings or {}, "policy_kwargs")
-        model = FittedModel.from_dict(profile, source="policy_kwargs.profile") if profile else None
+        source = "policy_kwargs.profile"
+        self._model = FittedModel.from_dict(profile, source=source) if profile else None
         self._context: Any = None
-        self._policy = policy_for(self._energy, model, self._ray_default)
         self._evaluated_s: float | None = None
         self._wanted = 0
         self._last_logged: tuple[Any, ...] = ()
@@ -125,7 +138,22 @@ class EnergyPolicy:
         observation = observe(context, reports, now_s)
         settings = self._settings(context, reports)
         control = state_from_dict(state[_STATE_KEY]) if _STATE_KEY in state else ControlState()
-        return self._policy.decide(observation, control, settings, _FREE)
+        correction = self._correction(observation, reports)
+        policy = policy_for(self._energy, self._model, self._ray_default, correction)
+        return policy.decide(observation, control, settings, _FREE)
+
+    def _correction(
+        self, observation: Observation, reports: dict[str, dict[str, float]]
+    ) -> Correction:
+        """What the steps of the replicas with a fresh report say about the model."""
+        return fleet_correction(
+            (
+                _correction_of(reports[one.replica])
+                for one in observation.replicas
+                if abs(observation.now_s - one.time_s) <= self._energy.policy.stale_after_s
+            ),
+            self._energy.model_correction.to_correction_settings(),
+        )
 
     def _settings(self, context: Any, reports: dict[str, dict[str, float]]) -> ControlSettings:
         """Start-time settings, Ray's bounds, and the SLO and mode that the replicas have in force
@@ -193,9 +221,21 @@ def observe(context: Any, reports: dict[str, dict[str, float]], now_s: float) ->
     )
 
 
+def _correction_of(values: dict[str, float]) -> Correction:
+    return Correction(
+        step_time_ratio=_known(values, "step_time_ratio"),
+        energy_ratio=_known(values, "energy_ratio"),
+        at_bound=values["at_bound"] > 0.0,
+    )
+
+
+def _known(values: dict[str, float], key: str) -> float | None:
+    return None if values[key] == UNKNOWN else values[key]
+
+
 def _replica(name: str, values: dict[str, float]) -> ReplicaObservation:
     def known(key: str) -> float | None:
-        return None if values[key] == UNKNOWN else values[key]
+        return _known(values, key)
 
     cap = known("max_num_active_seqs")
     return ReplicaObservation(

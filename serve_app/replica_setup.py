@@ -6,7 +6,13 @@ from typing import Any
 
 from policies.model.fitted import FittedModel
 from serve_app.accounting import EnergyAccountant, weigher_for
-from serve_app.meters import EstimateSettings, ProcessShare, Source, open_meter
+from serve_app.meters import (
+    DeviceKind,
+    EstimateSettings,
+    ProcessShare,
+    Source,
+    open_meter,
+)
 from serve_app.meters.powercap import POWERCAP_ROOT
 from serve_app.replica_gpus import assigned_gpus
 from serve_app.settings import EnergySettings
@@ -34,6 +40,8 @@ async def open_accountant(
     )
     if gpus.missing is not None:
         meter.unavailable["gpu"] = gpus.missing
+    elif gpus.visible and DeviceKind.GPU not in meter.backends():
+        meter.unavailable["gpu"] = "no back-end reads the GPUs that Ray gave this replica"
     accountant = EnergyAccountant(meter, weigher_for(model))
     if accountant.windows.sources.get("cpu") == Source.ESTIMATED:
         accountant.set_idle_watts("cpu", estimated.idle_watts)

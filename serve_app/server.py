@@ -28,9 +28,9 @@ from serve_app.engine.access import warm_up
 from serve_app.engine.step_link import SOCKET_ENV, StepEvent
 from serve_app.engine.tap import HORIZON_S, STATE, FinishedRequest
 from serve_app.ledger import Push, device_rows, families_of, ledger_handle
+from serve_app.live_model import LiveModel
 from serve_app.observers.metrics import MetricSet
 from serve_app.observers.recorder import Recorder
-from serve_app.observers.step_residual import StepResidual
 from serve_app.ray_policy import report
 from serve_app.replica_setup import labels_of, open_accountant
 from serve_app.request_log.call import Call
@@ -77,11 +77,13 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             base=energy,
             live=LiveSettings(),
             output_tokens=Window(HORIZON_S),
+            live_model=LiveModel(model, energy.model_correction) if model is not None else None,
         )
         self._metrics = recorder.metrics
         self._requests = ReplicaRequests(energy, Identity(**labels), accountant.energy_object)
         self._ledger: Any = None
-        self._residual = StepResidual(model.latency) if model is not None else None
+        if self._replica.live_model is not None:
+            await self._replica.live_model.resume(self._learned)
         self._connect()
         self._loop = ControlLoop(self._replica, self._publish)
         await self._loop.tick()  # the cap is known and the first reading taken before any request
@@ -97,8 +99,8 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         STATE.itl_listeners.append(recorder.itl)
 
     def _on_step(self, event: StepEvent) -> None:
-        if self._residual is not None:
-            self._residual.on_step(event)
+        if self._replica.live_model is not None:
+            self._replica.live_model.on_step(event)
         self._requests.on_step(event)
 
     def _finished(self, request: FinishedRequest) -> None:
@@ -178,7 +180,8 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         """The replica's report to the fleet tick."""
         replica = self._replica
         seen: ReplicaObservation = replica.observe(time.monotonic())
-        return report(seen, replica.control_settings())
+        live = replica.live_model
+        return report(seen, replica.control_settings(), live.correction if live else None)
 
     async def ledger_view(self, what: str) -> Any:
         """The application's ledger, from any process: "energy" or "exposition"."""
@@ -189,10 +192,12 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             self._ledger = ledger_handle(self._context.app_name)
         return self._ledger
 
+    async def _learned(self, profile: str) -> Any:
+        """What replicas of this deployment have learned about the profile, from the ledger."""
+        return await self._ledger_actor().learned.remote(self._context.deployment, profile)
+
     async def _publish(self) -> None:
         """Push this replica's totals to the ledger; a lost ledger is made again next time."""
-        if self._residual is not None:
-            self._metrics.set("jouleserve_model_residual_ratio", self._residual.take())
         self._requests.publish(self._metrics)
         try:
             await asyncio.wait_for(self._ledger_actor().push.remote(self._push()), timeout=5.0)
@@ -202,6 +207,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
 
     def _push(self) -> Push:
         cap, engine = self._replica.cap, self._replica.engine
+        live, assessment = self._replica.live_model, self._loop.assessment
         return Push(
             deployment=self._context.deployment,
             replica=self._replica.name,
@@ -216,6 +222,9 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
                 "num_waiting": engine.num_waiting,
             },
             refused_user_config=self._refused,
+            learned=live.kept() if live is not None else None,
+            model_verdict=assessment.verdict.value if assessment is not None else None,
+            model_reason=assessment.reason if assessment is not None else None,
         )
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from policies.core.errors import ConfigError
 from policies.core.types import SLO, Bounds, ControlSettings, Mode
+from policies.model.bias import CorrectionSettings
 from serve_app.request_log.settings import RequestLogSettings
 
 PROFILE_DIR = Path("configs") / "profiles"
@@ -84,6 +85,28 @@ class PowerSettings(_Strict):
     actuator: Literal["none"] = "none"
 
 
+class ModelCorrectionSettings(_Strict):
+    """How far the steps that a replica runs may correct the profile (docs/model-correction.md)."""
+
+    enabled: bool = Field(default=True, description="false: the profile is taken as it stands")
+    max_ratio: float = Field(
+        default=2.0, gt=1.0, le=10.0, description="beyond this, or its inverse: the safe point"
+    )
+    refit_ratio: float = Field(
+        default=1.25, gt=1.0, le=10.0, description="a bias beyond this, or its inverse, ..."
+    )
+    refit_after_s: float = Field(
+        default=600.0, ge=0, allow_inf_nan=False, description="... for this long suggests a refit"
+    )
+
+    def to_correction_settings(self) -> CorrectionSettings:
+        return CorrectionSettings(
+            max_ratio=self.max_ratio,
+            refit_ratio=self.refit_ratio,
+            refit_after_s=self.refit_after_s,
+        )
+
+
 class EnergySettings(_Strict):
     """The `energy:` block of the application's args."""
 
@@ -94,6 +117,7 @@ class EnergySettings(_Strict):
     )
     meter: MeterSettings = MeterSettings()
     power: PowerSettings = PowerSettings()
+    model_correction: ModelCorrectionSettings = ModelCorrectionSettings()
     request_log: RequestLogSettings = RequestLogSettings()
 
     @property
@@ -141,15 +165,17 @@ class LiveSettings(_Strict):
 
 def parse_energy(data: Any, source: str) -> EnergySettings:
     """The `energy:` block from plain data. Raises ConfigError naming `source`, key and choices."""
-    return _parse(EnergySettings, data, source, "energy")
+    return parse_model(EnergySettings, data, source, "energy")
 
 
 def parse_live(data: Any, source: str) -> LiveSettings:
     """`user_config` from plain data. Raises ConfigError."""
-    return _parse(LiveSettings, data, source, "user_config")
+    return parse_model(LiveSettings, data, source, "user_config")
 
 
-def _parse(model: type[_Model], data: Any, source: str, root: str) -> _Model:
+def parse_model(model: type[_Model], data: Any, source: str, root: str) -> _Model:
+    """The model from what a YAML file held; ConfigError names `source`, the key under `root` and
+    what is allowed."""
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: {root}: expected a mapping, got {type(data).__name__}")
     try:

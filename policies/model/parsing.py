@@ -65,8 +65,8 @@ def _value(kind: Any, value: Any, source: str, key: str) -> Any:
             isinstance(part, str) for pair in value.items() for part in pair
         ):
             return dict(value)
-    elif kind is str:
-        if isinstance(value, str):
+    elif kind in (str, bool):
+        if isinstance(value, kind):
             return value
     elif _is_number(value, whole=kind is int, positive=key.rsplit(".", 1)[-1] in POSITIVE):
         return value if kind is int else float(value)
@@ -83,8 +83,8 @@ def _is_number(value: Any, *, whole: bool, positive: bool) -> bool:
 def _allowed(kind: Any, key: str = "") -> str:
     if get_origin(kind) is dict:
         return "a mapping of text to text"
-    if kind is str:
-        return "text"
+    if kind in (str, bool):
+        return "text" if kind is str else "true or false"
     if kind in (int, float):
         noun = "a whole number" if kind is int else "a finite number"
         return f"{noun} {'> 0' if key.rsplit('.', 1)[-1] in POSITIVE else '>= 0'}"

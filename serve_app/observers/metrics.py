@@ -169,7 +169,7 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         name="jouleserve_control_errors",
         kind="counter",
-        help="Control ticks that failed, by stage: meter, policy, actuate, report; "
+        help="Control ticks that failed, by stage: meter, model, policy, actuate, report; "
         "config: a live update that was refused.",
         labels=("stage",),
     ),
@@ -182,6 +182,40 @@ METRICS: tuple[MetricSpec, ...] = (
         name="jouleserve_model_residual_ratio",
         kind="gauge",
         help="(measured - predicted) / predicted mean step time over the last window with work.",
+    ),
+    MetricSpec(
+        name="jouleserve_model_bias_ratio",
+        kind="gauge",
+        help="Measured over modelled, as learned from live steps: step_time, step_energy. Energy "
+        "only where a sensor measures it.",
+        labels=("quantity",),
+    ),
+    MetricSpec(
+        name="jouleserve_model_correction_ratio",
+        kind="gauge",
+        help="What the model is multiplied by in decisions: the bias, within "
+        "energy.model_correction.max_ratio.",
+        labels=("quantity",),
+    ),
+    MetricSpec(
+        name="jouleserve_model_drift_ratio",
+        kind="gauge",
+        help="Drift detector of the corrected model over its alarm level; 1 = alarm.",
+        labels=("quantity",),
+    ),
+    MetricSpec(
+        name="jouleserve_model_verdict",
+        kind="gauge",
+        help="1 for the present verdict on the model, 0 for the others: fits, corrected, "
+        "drifting, refit_suggested.",
+        labels=("verdict",),
+    ),
+    MetricSpec(
+        name="jouleserve_model_outlier_windows",
+        kind="counter",
+        help="Windows of steps that the correction did not learn from, by fate: gated (too far "
+        "off), ignored (no positive number).",
+        labels=("quantity", "fate"),
     ),
     MetricSpec(
         name="jouleserve_request_log_rows",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from policies.core.attribution import RequestEnergy
 from policies.core.energy import EnergyBooks
 from policies.core.types import SLO, Decision, ReplicaObservation
+from policies.model.drift import Assessment, Verdict
+from policies.model.online import Correction, CorrectionState
 from serve_app.accounting import EnergyAccountant
 from serve_app.engine.tap import FinishedRequest
 from serve_app.observers.metrics import MetricSet
@@ -108,6 +110,34 @@ class Recorder:
             "jouleserve_predicted_joules_per_request",
             predicted.joules_per_request if predicted else None,
         )
+
+    def model(
+        self,
+        state: CorrectionState,
+        correction: Correction | None,
+        assessment: Assessment | None,
+        residual_ratio: float | None,
+    ) -> None:
+        """What live steps say about the model; `residual_ratio`: of the last tick's step time."""
+        m = self._metrics
+        m.set("jouleserve_model_residual_ratio", residual_ratio)
+        in_force = correction or Correction()
+        for quantity, bias, ratio in (
+            ("step_time", state.step_time, in_force.step_time_ratio),
+            ("step_energy", state.energy, in_force.energy_ratio),
+        ):
+            bias_ratio = bias.ratio if bias.known else None
+            drift_ratio = bias.drift_ratio if bias.known else None
+            m.set("jouleserve_model_bias_ratio", bias_ratio, quantity=quantity)
+            m.set("jouleserve_model_correction_ratio", ratio, quantity=quantity)
+            m.set("jouleserve_model_drift_ratio", drift_ratio, quantity=quantity)
+            for fate, count in (("gated", bias.gated), ("ignored", bias.ignored)):
+                self._advance(
+                    "jouleserve_model_outlier_windows", count, quantity=quantity, fate=fate
+                )
+        for one in Verdict:
+            present = None if assessment is None else float(assessment.verdict is one)
+            m.set("jouleserve_model_verdict", present, verdict=one.value)
 
     def failed(self, stage: str) -> None:
         """A control tick failed at `stage`."""

@@ -12,6 +12,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 from policies.core.types import Bounds, ControlSettings, ReplicaObservation
 from policies.model.fitted import FittedModel, Residuals, ValidRange
 from policies.model.latency import LatencyModel
+from policies.model.online import Correction
 from policies.model.power import PowerModel
 from serve_app.ray_policy import REPORT, EnergyPolicy, latest_reports, observe, report
 
@@ -132,6 +133,53 @@ def test_a_live_slo_reaches_the_controller_with_the_reports():
     slack = stats(rate=4.0) | {"slo_ttft_s": 60.0, "slo_tpot_s": 10.0}
     tight = stats(rate=4.0) | {"slo_ttft_s": 0.3, "slo_tpot_s": 0.03}
     assert policy()(context([tight]))[0] > policy()(context([slack]))[0]
+
+
+SLOW = {"step_time_ratio": 1.8}
+
+
+def test_a_fleet_whose_steps_are_slower_than_the_profile_needs_more_replicas():
+    rate = 9.0
+    plain = policy()(context([stats(rate), stats(rate), stats(rate)]))[0]
+    slow = policy()(context([stats(rate) | SLOW, stats(rate) | SLOW, stats(rate) | SLOW]))[0]
+    fits = stats(rate) | {"step_time_ratio": 1.0}
+    odd = policy()(context([stats(rate) | SLOW, fits, fits]))[0]
+    assert slow > plain
+    assert odd == plain  # one replica far from the others does not drag the fleet
+
+
+def test_a_stale_report_has_no_say_in_the_correction():
+    seen = context([stats(9.0), stats(9.0)])
+    for name, value in SLOW.items():
+        (late, *_) = seen.raw_metrics[name]
+        seen.raw_metrics[name][late] = [TimeStampedValue(900.0, value)]
+    seen.raw_metrics["at_bound"][late] = [TimeStampedValue(900.0, 1.0)]
+    _, state = policy()(seen)
+    assert not any("live steps" in note for note in state["jouleserve"]["last_decision"]["notes"])
+
+
+def test_the_fleets_decision_says_that_its_model_is_corrected_or_not_acted_on():
+    def last(**learned):
+        _, state = policy()(context([stats(9.0) | learned]))
+        return state["jouleserve"]["last_decision"]
+
+    assert last(**SLOW)["notes"][-1] == (
+        "model corrected by live steps: step time x1.80, step energy x1.00"
+    )
+    beyond = last(step_time_ratio=2.0, at_bound=1.0)
+    assert beyond["reason"] == "model_untrusted"
+    assert beyond["chosen"]["num_replicas"] == 1  # no replica fewer, none more
+    assert "model not acted on" in beyond["notes"][-1]
+
+
+def test_a_report_tells_what_the_steps_say():
+    seen = ReplicaObservation(
+        replica="r", time_s=0.0, num_running=0.0, num_waiting=0.0, arrival_rate_per_s=0.0
+    )
+    learned = Correction(step_time_ratio=1.2, at_bound=True)
+    told = report(seen, ControlSettings(), learned)
+    assert (told["step_time_ratio"], told["energy_ratio"], told["at_bound"]) == (1.2, -1.0, 1.0)
+    assert report(seen, ControlSettings())["step_time_ratio"] == -1.0
 
 
 def test_it_evaluates_twice_a_second_at_most():

@@ -31,6 +31,15 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"slo": {"ttft_ms": -5}}, "f.yaml: energy.slo.ttft_ms: Input should be greater than 0"),
         ({"meter": {"estimated": {"watts": 1}}}, "unknown key (allowed: watts_per_busy_core, idle"),
         ({"power": {"actuator": "nvml"}}, "energy.power.actuator: Input should be 'none'"),
+        (
+            {"model_correction": {"max": 3}},
+            "model_correction.max: unknown key (allowed: enabled, max_ratio, refit_ratio, refit_",
+        ),
+        (
+            {"model_correction": {"max_ratio": 1.0}},
+            "model_correction.max_ratio: Input should be gr",
+        ),
+        ({"model_correction": {"refit_after_s": float("inf")}}, "model_correction.refit_after_s"),
         ([], "f.yaml: energy: expected a mapping, got list"),
     ],
 )
