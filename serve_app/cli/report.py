@@ -79,7 +79,7 @@ def report(
         until=parse_time("--until", until, now),
         by=parse_by(by),
         slo=_slo(slo_ttft_ms, slo_tpot_ms),
-        tariff=_tariff(price_per_kwh, currency, gco2_per_kwh, pue),
+        tariff=tariff_of(price_per_kwh, currency, gco2_per_kwh, pue),
     )
     if question.since and question.until and question.since >= question.until:
         raise ConfigError(f"--since {since} is not before --until {until}")
@@ -141,7 +141,8 @@ def _slo(ttft_ms: float | None, tpot_ms: float | None) -> SLO | None:
     return SLO(ttft_s=ttft_ms / 1e3, tpot_s=tpot_ms / 1e3, percentile=0.99)
 
 
-def _tariff(price: float | None, currency: str, intensity: str | None, pue: float) -> Tariff:
+def tariff_of(price: float | None, currency: str, intensity: str | None, pue: float) -> Tariff:
+    """The tariff that options ask for. Raises ConfigError."""
     from serve_app.report.tariff import Tariff, read_intensity
 
     if price is not None and not 0.0 <= price < math.inf:

@@ -1,0 +1,1 @@
+"""What a load will cost, and what to run for it: `jouleserve plan`."""
