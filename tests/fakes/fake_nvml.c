@@ -35,12 +35,17 @@ uint64_t now_ns(void) {
   return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
+uint32_t enforced_mw(const fake_device *d) {
+  return d->oob_limit_mw && d->oob_limit_mw < d->limit_mw ? d->oob_limit_mw : d->limit_mw;
+}
+
 double sm_clock_mhz(const fake_device *d) {
   if (!d->util) return 345;
   double f = d->lock_max && d->lock_max < d->sm_max ? d->lock_max : d->sm_max;
   double span = ((double)d->peak_mw - d->idle_mw) * d->util / 100.0;
-  if (d->limit_mw < d->idle_mw + span * pow(f / d->sm_max, 3))
-    f = d->sm_max * cbrt(fmax(0.001, ((double)d->limit_mw - d->idle_mw) / span));
+  double limit = enforced_mw(d);
+  if (limit < d->idle_mw + span * pow(f / d->sm_max, 3))
+    f = d->sm_max * cbrt(fmax(0.001, (limit - d->idle_mw) / span));
   return f;
 }
 

@@ -93,6 +93,7 @@ typedef struct {
   uint32_t no_instant;     /* the present draw as a field value is 1: not supported, 2: zero */
   uint32_t arch, cc;       /* nvmlDeviceArchitecture_t and compute capability x 10; 0: 9 and 90 */
   uint32_t n_compute, n_mps, compute_mode, n_history;
+  uint32_t oob_limit_mw;   /* != 0: an out-of-band limit; the lower of the two is enforced */
   double used_mj;          /* the truth: never frozen, never reset */
   fake_point history[MAXHIST];
 } fake_device;
@@ -120,6 +121,7 @@ nvmlReturn_t enter(const char *fn, nvmlDevice_t handle, int needs_device, fake_d
 nvmlReturn_t leave(nvmlReturn_t rc);
 
 uint64_t now_ns(void);
+uint32_t enforced_mw(const fake_device *d);
 double sm_clock_mhz(const fake_device *d);
 double draw_mw(const fake_device *d);
 double sensor_mw(const fake_device *d, int instant); /* what the power sensor shows */

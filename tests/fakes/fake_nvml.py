@@ -44,6 +44,7 @@ class _Device(ctypes.Structure):
         *[(name, _u32) for name in ("energy_frozen", "power_permille", "power_mean_ms")],
         *[(name, _u32) for name in ("no_instant", "arch", "cc")],
         *[(name, _u32) for name in ("n_compute", "n_mps", "compute_mode", "n_history")],
+        ("oob_limit_mw", _u32),
         ("used_mj", ctypes.c_double),
         ("history", _Point * MAX_HISTORY),
     ]

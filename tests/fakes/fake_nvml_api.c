@@ -110,7 +110,7 @@ ON_DEVICE(nvmlDeviceGetTotalEnergyConsumption, (nvmlDevice_t device, unsigned lo
 ON_DEVICE(nvmlDeviceGetPowerManagementLimit, (nvmlDevice_t device, unsigned *mw),
           { *mw = d->limit_mw; })
 ON_DEVICE(nvmlDeviceGetEnforcedPowerLimit, (nvmlDevice_t device, unsigned *mw),
-          { *mw = d->limit_mw; })
+          { *mw = enforced_mw(d); })
 ON_DEVICE(nvmlDeviceGetPowerManagementDefaultLimit, (nvmlDevice_t device, unsigned *mw),
           { *mw = d->default_mw; })
 ON_DEVICE(nvmlDeviceGetPowerManagementLimitConstraints,
@@ -223,7 +223,7 @@ static void field_value(const fake_device *d, nvmlFieldValue_t *v) {
     case 187: v->value.uiVal = d->min_mw; break;
     case 188: v->value.uiVal = d->max_mw; break;
     case 189: v->value.uiVal = d->default_mw; break;
-    case 190:
+    case 190: v->value.uiVal = enforced_mw(d); break;
     case 192: v->value.uiVal = d->limit_mw; break;
     default: v->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
   }
