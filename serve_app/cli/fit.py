@@ -7,13 +7,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from policies.core.errors import EnergyServeError
+if TYPE_CHECKING:
+    from policies.model.fitted import FittedModel
 
-FINDING, BAD_INPUT = 1, 2
+FINDING = 1
 
 
 def fit(
@@ -23,6 +24,9 @@ def fit(
         bool,
         typer.Option("--allow-disturbed", help="Also fit what other load disturbed (for a trial)."),
     ] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw the fit: .png, .svg or .pdf.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document on stdout.")
     ] = False,
@@ -31,16 +35,22 @@ def fit(
 
     Exit status: 0 done, 1 written but too inexact for the policy to act on, 2 bad input.
     """
-    try:
-        code = fit_folder(samples, out, as_json=as_json, allow_disturbed=allow_disturbed)
-    except EnergyServeError as error:
-        typer.echo(f"jouleserve fit: {error}", err=True)
-        raise typer.Exit(BAD_INPUT) from None
-    raise typer.Exit(code)
+    model = fit_folder(
+        samples, out, picture=picture, as_json=as_json, allow_disturbed=allow_disturbed
+    )
+    if not model.trusted:
+        raise typer.Exit(FINDING)
 
 
-def fit_folder(folder: Path, out: Path, *, as_json: bool, allow_disturbed: bool = False) -> int:
-    """Fit, write, print; returns the exit status."""
+def fit_folder(
+    folder: Path,
+    out: Path,
+    *,
+    as_json: bool,
+    picture: Path | None = None,
+    allow_disturbed: bool = False,
+) -> FittedModel:
+    """Fit, write, draw, print; returns the model. ConfigError or NotFitted with the reason."""
     from serve_app.profiler import report
     from serve_app.profiler.fit import fit as fit_samples
     from serve_app.profiler.store import load_manifest, load_samples
@@ -48,13 +58,15 @@ def fit_folder(folder: Path, out: Path, *, as_json: bool, allow_disturbed: bool 
     samples = load_samples(folder)
     identity = report.identity_of(out.stem, load_manifest(folder), samples, folder)
     result = fit_samples(samples, identity, allow_disturbed=allow_disturbed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.part")
-    draft.write_text(report.profile_yaml(result, command_line()), encoding="utf-8")
-    draft.replace(out)
+    if picture is not None:
+        from serve_app.profiler.picture import draw
+
+        draw(result, samples, picture)
+    basis = f"{result.latency.rows} samples of {result.latency.points} points"
+    report.write_profile(result.model, out, command_line(), basis)
     typer.echo(json.dumps(report.as_json(result), indent=2) if as_json else report.summary(result))
     typer.echo(f"wrote {out}", err=True)
-    return 0 if result.model.trusted else FINDING
+    return result.model
 
 
 def command_line() -> str:

@@ -42,8 +42,11 @@ COMMANDS: dict[str, Lazy] = {
     "compare": Lazy("serve_app.cli.compare", "Compare with stock ray.serve.llm and bare vLLM."),
     "profile": Lazy("serve_app.cli.profile", "Measure an engine and fit its model."),
     "fit": Lazy("serve_app.cli.fit", "Fit a latency and power model to measured samples."),
+    "published": Lazy("serve_app.cli.published", "Fit profiles to measurements of others."),
+    "plan": Lazy("serve_app.cli.plan", "Plan replicas, cap and limit for a load; cost a day."),
     "meter": Lazy("serve_app.cli.meter", "Run a command and meter its energy."),
     "report": Lazy("serve_app.cli.report", "Report joules, cost and CO2 of logged requests."),
+    "workload": Lazy("serve_app.cli.workload", "Describe a trace; fit joules to lengths."),
     "doctor": Lazy("serve_app.cli.doctor", "Say what this host can meter and serve, and why not."),
     "gpu-check": Lazy("serve_app.cli.gpu_check", "Check the meter of an NVIDIA GPU; reads only."),
 }

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from policies.core.errors import EngineDead
-from serve_app.engine.step_link import SOCKET_ENV, StepReceiver
 from serve_app.profiler.steps import Step, StepRecorder
 
 QUIET_S = 0.05  # far above the gap between two steps (0.1 ms): no step within it = none to come
@@ -26,7 +26,7 @@ SHUTDOWN_TIMEOUT_S = 20.0
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSettings:
     """How the engine is started. `num_threads` is OMP_NUM_THREADS of the CPU engine; `on_cpu`: the
-    CPU engine (bf16, eager), else vLLM's own choices."""
+    CPU engine (bf16, eager), else vLLM's own choices; `extra_args`: EngineArgs, over all else."""
 
     model_path: str
     max_num_seqs: int = 64
@@ -35,6 +35,7 @@ class EngineSettings:
     kv_cache_gib: int = 1
     seed: int = 0
     on_cpu: bool = True
+    extra_args: Mapping[str, Any] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         """What must stand in the environment before vLLM is imported."""
@@ -73,13 +74,17 @@ class EngineSettings:
                 "enforce_eager": True,
                 "distributed_executor_backend": "mp",
             }
-        return args
+        return args | dict(self.extra_args)
 
 
 class ProfiledEngine:
     """A running engine. Use it in `with`: leaving the block ends the engine's processes."""
 
+    in_background = True
+
     def __init__(self, settings: EngineSettings) -> None:
+        from serve_app.engine.step_link import SOCKET_ENV, StepReceiver  # msgspec comes with vLLM
+
         os.environ.update(settings.environment())
         self.settings = settings
         self._recorder = StepRecorder()
@@ -123,6 +128,9 @@ class ProfiledEngine:
         """Whether any request has not been answered."""
         return bool(self._engine.has_unfinished_requests())
 
+    def prepare(self, num_seqs: int, context_tokens: int, prompt_tokens: int) -> None:
+        """Nothing is left to do: vLLM gets ready for every batch when it starts."""
+
     def add(self, prompt_tokens: int, output_tokens: int) -> None:
         """Queue one request of random tokens, which ends after exactly `output_tokens`."""
         from vllm import SamplingParams
@@ -161,6 +169,16 @@ class ProfiledEngine:
     def forget(self) -> None:
         """Drop the steps recorded so far."""
         self.steps.clear()
+
+    def facts(self) -> dict[str, Any]:
+        """What the engine is, for a manifest."""
+        import vllm
+
+        return {
+            "engine": f"vLLM {vllm.__version__}",
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "kv_capacity_tokens": self.kv_capacity_tokens,
+        }
 
 
 def _first_line(error: Exception) -> str:

@@ -1,41 +1,53 @@
 """Samples to a FittedModel with its statistics. Pure: no files, no clock.
 
-    step time    t = t0 + a n + b kv + c prefill
-    step energy  E = e0 + e1 n + e2 kv + e3 prefill
+    step time    t = t0 + a n + b kv + c prefill [+ q pairs] [+ d max(0, n + prefill - knee)]
+    step energy  E = e0 + e1 n + e2 kv + e3 prefill [+ e4 pairs] [+ e5 max(0, n + prefill - knee)]
 
 n: sequences in the step, kv: their context tokens summed, prefill: prompt tokens computed (the
-forms of `policies.model`). A window's means obey the same equations, because they are linear.
+forms of `policies.model`). A steady window's means obey the same equations, because its steps are
+alike; a window in which a batch fills up is not fitted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from policies.core.errors import NotFitted
-from policies.model.fitted import FittedModel, Residuals, ValidRange
+from policies.model.fitted import Bands, FittedModel, Residuals, ValidRange
 from policies.model.latency import LatencyModel
 from policies.model.power import PowerModel
-from serve_app.profiler import regression
 from serve_app.profiler.checks import check_samples
-from serve_app.profiler.samples import Kind, Sample
+from serve_app.profiler.equation import BASE_TERMS, Equation, equation
+from serve_app.profiler.learning import Learned, learning_curve
+from serve_app.profiler.samples import Kind, Phase, Sample, unlimited
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from serve_app.profiler.regression import Floats, HeldOut
+    from serve_app.profiler.regression import Floats
 
-MAX_CONDITION_NUMBER = 1e4
-LATENCY_TERMS = ("t0_s", "a_s_per_seq", "b_s_per_kv_token", "c_s_per_prefill_token")
+LATENCY_TERMS = (
+    "t0_s",
+    "a_s_per_seq",
+    "b_s_per_kv_token",
+    "c_s_per_prefill_token",
+    "q_s_per_attended_pair",
+    "d_s_per_token_beyond_knee",
+)
 POWER_TERMS = (
     "e0_joules_per_step",
     "e1_joules_per_seq",
     "e2_joules_per_kv_token",
     "e3_joules_per_prefill_token",
+    "e4_joules_per_attended_pair",
+    "e5_joules_per_token_beyond_knee",
 )
+NOTHING_RATIO = 1e-6  # of the shortest step: what is below is rounding
+DOUBTFUL_RATIO = 0.15  # a region whose median held-out error is larger should not be trusted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,51 +60,30 @@ class Identity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term:
-    """One coefficient with its bootstrap standard error and 95 % interval."""
+class Region:
+    """A part of the sweep with its held-out errors. `doubtful`: not to be trusted."""
 
     name: str
-    value: float
-    standard_error: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorstPoint:
-    """A sample that the model misses most when its point is held out."""
-
-    point: str
-    repeat: int
-    measured: float
-    predicted: float
-    held_out_error_ratio: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Equation:
-    """One fitted equation. `rows`: samples used; `trimmed`: those left out as outliers (they still
-    count in the held-out errors); `r_squared` over the rows kept."""
-
-    quantity: str
-    terms: tuple[Term, ...]
-    rows: int
     points: int
-    trimmed: tuple[str, ...]
-    r_squared: float
-    condition_number: float
-    held_out_median_ratio: float
-    held_out_p95_ratio: float
-    worst: tuple[WorstPoint, ...]
+    step_time_median_ratio: float
+    step_time_worst_ratio: float
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the median error is beyond what a decision may rest on."""
+        return self.step_time_median_ratio > DOUBTFUL_RATIO
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """The model, both equations, and samples that were left out because they were not steady."""
+    """The model, both equations, the errors by region, how fast the sweep learned the step time,
+    and samples that were left out because they were not steady."""
 
     model: FittedModel
     latency: Equation
     power: Equation
+    regions: tuple[Region, ...]
+    learned: tuple[Learned, ...]
     unsteady: tuple[str, ...]
 
 
@@ -103,27 +94,32 @@ def fit(
 
     Disturbed samples (`steady` false) are left out unless `allow_disturbed`.
     """
+    samples = unlimited(samples)
     check_samples(samples)
-    rows = [s for s in samples if s.kind is not Kind.IDLE and (s.steady or allow_disturbed)]
-    unsteady = tuple(f"{s.point} #{s.repeat}" for s in samples if not s.steady)
-    if len(rows) < 2 * len(LATENCY_TERMS):
+    windows = [s for s in samples if s.kind is not Kind.IDLE and s.phase is Phase.STEADY]
+    rows = [s for s in windows if s.steady or allow_disturbed]
+    unsteady = tuple(f"{s.point} #{s.repeat}" for s in windows if not s.steady)
+    if len(rows) < 2 * BASE_TERMS:
         raise NotFitted(
-            f"{len(unsteady)} of {len(samples)} samples were disturbed (other processes took the "
+            f"{len(unsteady)} of {len(windows)} samples were disturbed (other processes took the "
             f"cores, or the step time drifted), {len(rows)} are left; needed: "
-            f"{2 * len(LATENCY_TERMS)}. Run again on a quiet machine"
+            f"{2 * BASE_TERMS}. Run again on a quiet machine"
         )
     idle_watts = _idle_watts(samples)
-    latency = _equation("step time, s", LATENCY_TERMS, rows, _times(rows))
+    latency = equation("step time, s", LATENCY_TERMS, rows, step_times(rows))
     metered = [s for s in rows if s.joules_per_step is not None]
-    power = _equation("step energy, J", POWER_TERMS, metered, _joules(metered, idle_watts))
-    for term in (latency.terms[0], power.terms[0]):
-        if term.value <= 0.0:
+    power = equation("step energy, J", POWER_TERMS, metered, _joules(metered, idle_watts))
+    smallest = (step_times(rows).min(), _joules(metered, idle_watts).min())
+    for term, least in zip((latency.terms[0], power.terms[0]), smallest, strict=True):
+        if term.value <= NOTHING_RATIO * least:
             raise NotFitted(f"{term.name} is 0: the samples do not show the cost of a step itself")
+    regions = _regions(rows, latency)
+    doubtful = ", ".join(region.name for region in regions if region.doubtful)
     model = FittedModel(
         name=identity.name,
         model=identity.model,
         device=rows[0].device,
-        latency=LatencyModel(**{term.name: term.value for term in latency.terms}),
+        latency=_latency_model(latency),
         power=_power_model(power, idle_watts, _natural_draw_watts(metered)),
         valid=_valid_range(rows),
         residuals=Residuals(
@@ -132,72 +128,91 @@ def fit(
             energy_median_ratio=power.held_out_median_ratio,
             samples=len(rows),
         ),
-        provenance=dict(identity.provenance),
+        bands=_bands(rows, latency, power),
+        provenance=dict(identity.provenance) | {"doubtful": doubtful or "none"},
     )
-    return FitResult(model=model, latency=latency, power=power, unsteady=unsteady)
+    return FitResult(
+        model=model,
+        latency=latency,
+        power=power,
+        regions=regions,
+        learned=learning_curve(rows, step_times(rows)),
+        unsteady=unsteady,
+    )
 
 
-def _equation(
-    quantity: str, names: Sequence[str], samples: Sequence[Sample], y: Floats
-) -> Equation:
-    if len(samples) < 2 * len(names):
-        reasons = sorted({s.reason for s in samples if s.reason})
-        raise NotFitted(
-            f"{quantity}: {len(samples)} metered samples; needed: {2 * len(names)}"
-            + (f" ({'; '.join(reasons)})" if reasons else "")
-        )
-    x = _matrix(samples)
-    condition = regression.condition_number(x)
-    if condition > MAX_CONDITION_NUMBER:
-        raise NotFitted(
-            f"{quantity}: the columns 1, num_seqs, kv_tokens, prefill_tokens cannot be told apart "
-            f"(condition number {condition:.3g}; allowed: {MAX_CONDITION_NUMBER:g})"
-        )
-    groups = [sample.point for sample in samples]
-    solved = regression.regress(x, y)
-    error, low, high = regression.standard_errors(x, y, groups)
-    held = regression.held_out(x, y, groups)
-    predicted = solved.predict(x)
-    return Equation(
-        quantity=quantity,
-        terms=tuple(
-            Term(name=name, value=float(v), standard_error=float(e), low=float(lo), high=float(hi))
-            for name, v, e, lo, hi in zip(names, solved.coefficients, error, low, high, strict=True)
-        ),
-        rows=len(samples),
-        points=len(set(groups)),
-        trimmed=tuple(
-            f"{s.point} #{s.repeat}" for s, k in zip(samples, solved.kept, strict=True) if not k
-        ),
-        r_squared=regression.r_squared(y[solved.kept], predicted[solved.kept]),
-        condition_number=condition,
-        held_out_median_ratio=held.median,
-        held_out_p95_ratio=held.p95,
-        worst=_worst(samples, y, predicted, held),
+def step_times(samples: Sequence[Sample]) -> Floats:
+    """Step time of each sample, seconds."""
+    return np.array([s.step_time_s for s in samples], dtype=np.float64)
+
+
+def _latency_model(latency: Equation) -> LatencyModel:
+    return LatencyModel(
+        **{name: latency.value(name) for name in LATENCY_TERMS},
+        knee_tokens=latency.knee_tokens or 0.0,
     )
 
 
 def _power_model(
     power: Equation, idle_watts: float, natural_draw_watts: float | None
 ) -> PowerModel:
-    e0, e1, e2, e3 = (term.value for term in power.terms)
+    terms: dict[str, Any] = {name: power.value(name) for name in POWER_TERMS}
     return PowerModel(
         idle_watts=idle_watts,
-        e0_joules_per_step=e0,
-        e1_joules_per_seq=e1,
-        e2_joules_per_kv_token=e2,
-        e3_joules_per_prefill_token=e3,
+        knee_tokens=power.knee_tokens or 0.0,
         natural_draw_watts=natural_draw_watts,
+        **terms,
     )
 
 
-def _matrix(samples: Sequence[Sample]) -> Floats:
-    rows = [(1.0, s.num_seqs, s.kv_tokens, s.prefill_tokens) for s in samples]
-    return np.array(rows, dtype=np.float64)
+def _regions(samples: Sequence[Sample], latency: Equation) -> tuple[Region, ...]:
+    """Held-out errors of decode by batch size, of prefill by length, and of mixed steps."""
+    names: dict[str, list[float]] = {}
+    for sample in sorted({s.point: s for s in samples}.values(), key=_order):
+        names.setdefault(_region(sample), []).append(latency.errors[sample.point])
+    return tuple(
+        Region(
+            name=name,
+            points=len(errors),
+            step_time_median_ratio=float(median(errors)),
+            step_time_worst_ratio=max(errors),
+        )
+        for name, errors in names.items()
+    )
 
 
-def _times(samples: Sequence[Sample]) -> Floats:
-    return np.array([s.step_time_s for s in samples], dtype=np.float64)
+def _order(sample: Sample) -> tuple[str, float, float]:
+    return sample.kind.value, sample.num_seqs or 0.0, sample.prefill_tokens or 0.0
+
+
+def _region(sample: Sample) -> str:
+    seqs, prompt = round(sample.num_seqs or 0.0), round(sample.prefill_tokens or 0.0)
+    if sample.kind is Kind.DECODE:
+        return next(
+            f"decode, batch {low} to {high}"
+            for low, high in ((1, 4), (5, 16), (17, 64), (65, 256), (257, 1 << 20))
+            if seqs <= high
+        )
+    if sample.kind is Kind.MIXED:
+        return "decode and a prompt in one step"
+    return "prompts up to 256 tokens" if prompt <= 256 else "prompts above 256 tokens"
+
+
+def _bands(samples: Sequence[Sample], latency: Equation, power: Equation) -> Bands:
+    """The error that 95 % of the held-out points stay within, by what the step does."""
+    kinds = {s.point: s.kind for s in samples}
+    decode = [e for name, e in latency.errors.items() if kinds[name] is not Kind.PREFILL]
+    prefill = [e for name, e in latency.errors.items() if kinds[name] is Kind.PREFILL]
+    return Bands(
+        step_time_ratio=_p95(decode),
+        prefill_ratio=_p95(prefill),
+        energy_ratio=_p95(power.errors.values()),
+    )
+
+
+def _p95(errors: Iterable[float]) -> float | None:
+    values = list(errors)
+    return float(np.percentile(values, 95)) if values else None
 
 
 def _joules(samples: Sequence[Sample], idle_watts: float) -> Floats:
@@ -231,20 +246,4 @@ def _valid_range(samples: Sequence[Sample]) -> ValidRange:
         max_num_seqs=round(max(s.num_seqs or 0.0 for s in decode)),
         max_context_tokens=max(s.max_context_tokens for s in samples),
         max_prompt_tokens=max(s.max_context_tokens for s in samples if s.prefill_tokens),
-    )
-
-
-def _worst(
-    samples: Sequence[Sample], y: Floats, predicted: Floats, held: HeldOut
-) -> tuple[WorstPoint, ...]:
-    order = np.argsort(-held.by_row)[:5]
-    return tuple(
-        WorstPoint(
-            point=f"{samples[k].point} {samples[k].phase}",
-            repeat=samples[k].repeat,
-            measured=float(y[k]),
-            predicted=float(predicted[k]),
-            held_out_error_ratio=float(held.by_row[k]),
-        )
-        for k in order
     )

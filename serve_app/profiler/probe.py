@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from policies.core.errors import EngineDead
+from serve_app.meters import DeviceKind
 from serve_app.profiler.host import busy_cpu_s, cores
 from serve_app.profiler.samples import (
     Kind,
@@ -21,7 +22,7 @@ from serve_app.profiler.samples import (
 if TYPE_CHECKING:
     from serve_app.meters import EnergyMeter, Reading
     from serve_app.meters.process_tree import ProcessTree
-    from serve_app.profiler.engine_run import ProfiledEngine
+    from serve_app.profiler.engine import Engine
     from serve_app.profiler.steps import Step
     from serve_app.profiler.sweep import Point, Run
 
@@ -54,13 +55,13 @@ def is_crowded(cpu_s: float, foreign_s: float, core_s: float) -> bool:
 
 
 class Prober:
-    """Takes samples. `window_s`: how long a steady window lasts at least, seconds."""
+    """Takes samples. `window_s`: how long a steady window lasts at least, seconds;
+    `power_limit_watts`: what a limit sweep has in force, written into the samples."""
 
     window_s = 1.0
+    power_limit_watts: float | None = None
 
-    def __init__(
-        self, engine: ProfiledEngine, meter: EnergyMeter, tree: ProcessTree, device: str
-    ) -> None:
+    def __init__(self, engine: Engine, meter: EnergyMeter, tree: ProcessTree, device: str) -> None:
         self.engine = self._engine = engine
         self._meter = meter
         self._tree = tree
@@ -88,6 +89,7 @@ class Prober:
         if point.kind is Kind.IDLE:
             time.sleep(0.5)  # the engine's own spin-down after the last step
             return [idle_sample(self._origin(run, Phase.STEADY), self._idle())], []
+        engine.prepare(point.num_seqs, point.context_tokens, point.prompt_tokens)
         fill = self._fill(point) if point.num_seqs else None
         steady = self._steady(point)
         engine.quiesce()  # the step that straddles the end of the window is recorded now
@@ -146,9 +148,10 @@ class Prober:
         both are added, far enough apart that the first has begun.
         """
         room = _PROMPTS_IN_FLIGHT - in_flight if point.prompt_tokens else 0
+        apart = self._engine.in_background and not point.num_seqs
         for _ in range(min(room, 1) if point.num_seqs else room):
             self._engine.add(point.prompt_tokens, 1)
-            time.sleep(0.0 if point.num_seqs else _STAGGER_S)
+            time.sleep(_STAGGER_S if apart else 0.0)
             in_flight += 1
         return in_flight
 
@@ -170,6 +173,7 @@ class Prober:
             start_s=begin.reading.time_s,
             end_s=begin.reading.time_s + used.duration_s,
             joules=used.joules if covered else None,
+            gpu_joules=used.joules_by_kind.get(DeviceKind.GPU) if covered else None,
             source=str(used.source),
             coverage_ratio=used.coverage_ratio,
             reason="; ".join(reasons),
@@ -186,4 +190,5 @@ class Prober:
             phase=phase,
             repeat=run.repeat,
             device=self._device,
+            power_limit_watts=self.power_limit_watts,
         )

@@ -9,14 +9,14 @@ trimmed and the rest is solved once more. Active bounds are exact zeros. Pure: n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 TRIM_MADS = 5.0
 MAX_TRIMMED_RATIO = 0.2  # beyond that the rest is no longer "the data without its outliers"
 MIN_SCALE_RATIO = 0.01  # relative error that is never an outlier, whatever the MAD
-_ITERATIONS = 20
+_CONVERGED_RATIO = 1e-4  # of what is predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,30 +39,34 @@ class Regression:
         return np.asarray(x @ self.coefficients, dtype=np.float64)
 
 
+class Fit(Protocol):
+    """Anything that was fitted and predicts."""
+
+    def predict(self, x: Floats, /) -> Floats: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """|predicted - measured| / measured on rows whose group the fit had not seen.
-
-    `by_row`: the median over repeats, one per row; `median` and `p95`: over all rows and repeats.
+    """|predicted - measured| / measured of points that the fit had not seen, each the median over
+    its rows. `by_group`: the median over repetitions; `median`, `p95`: over points and repetitions.
     """
 
-    by_row: Floats
+    by_group: dict[str, float]
     median: float
     p95: float
 
 
-def regress(x: Floats, y: Floats) -> Regression:
+def regress(x: Floats, y: Floats, *, iterations: int = 20) -> Regression:
     """The robust non-negative fit. All y > 0; x has one row per y."""
     relative = x / y[:, None]
     weights = np.ones(len(y))
-    coefficients = _solve(relative, weights)
-    for _ in range(_ITERATIONS):
-        residuals = relative @ coefficients - 1.0
+    residuals = relative @ _solve(relative, weights) - 1.0
+    for _ in range(iterations):
         weights = (1.0 + (residuals / _scale(residuals)) ** 2) ** -0.25
-        previous, coefficients = coefficients, _solve(relative, weights)
-        if np.allclose(previous, coefficients, rtol=1e-5, atol=0.0):
+        previous, residuals = residuals, relative @ _solve(relative, weights) - 1.0
+        if float(np.abs(residuals - previous).max()) <= _CONVERGED_RATIO:
             break
-    kept = _untrimmed(relative @ coefficients - 1.0)
+    kept = _untrimmed(residuals)
     return Regression(coefficients=_solve(relative[kept], weights[kept]), kept=kept)
 
 
@@ -80,23 +84,42 @@ def condition_number(x: Floats) -> float:
     return float(np.linalg.cond(x / lengths))
 
 
-def held_out(  # noqa: PLR0913  (the three keywords are the design of the resampling)
-    x: Floats, y: Floats, groups: Sequence[str], *, folds: int = 5, repeats: int = 5, seed: int = 0
+def held_out(  # noqa: PLR0913  (the keywords are the design of the resampling)
+    x: Floats,
+    y: Floats,
+    groups: Sequence[str],
+    *,
+    folds: int = 5,
+    repeats: int = 3,
+    seed: int = 0,
+    fit: Callable[[Floats, Floats, Sequence[str]], Fit] | None = None,
 ) -> HeldOut:
     """Repeated K-fold error; all rows of a group are held out together (a repeat of a point is not
     new evidence). Folds are drawn from `seed`; never more folds than groups."""
+    fit = fit or _regress
     rng = np.random.default_rng(seed)
     labels = np.asarray(groups)
-    errors = np.full((repeats, len(y)), np.nan)
+    names = np.unique(labels)
+    errors = np.full((repeats, len(names)), np.nan)
     for repeat in range(repeats):
-        for held in _folds(labels, folds, rng):
-            fit = regress(x[~held], y[~held])
-            errors[repeat, held] = np.abs(fit.predict(x[held]) - y[held]) / y[held]
+        for held in _folds(names, folds, rng):
+            rows = np.isin(labels, names[held])
+            fitted = fit(x[~rows], y[~rows], [str(name) for name in labels[~rows]])
+            for k in np.flatnonzero(held):
+                mine = labels == names[k]
+                measured = float(np.median(y[mine]))
+                predicted = float(np.median(fitted.predict(x[mine])))
+                errors[repeat, k] = abs(predicted - measured) / measured
+    by_group = np.median(errors, axis=0)
     return HeldOut(
-        by_row=np.asarray(np.median(errors, axis=0)),
+        by_group={str(name): float(e) for name, e in zip(names, by_group, strict=True)},
         median=float(np.median(errors)),
         p95=float(np.percentile(errors, 95)),
     )
+
+
+def _regress(x: Floats, y: Floats, _: Sequence[str]) -> Regression:
+    return regress(x, y)
 
 
 def standard_errors(
@@ -113,7 +136,7 @@ def standard_errors(
     drawn = np.empty((resamples, x.shape[1]))
     for row in range(resamples):
         rows = np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))])
-        drawn[row] = regress(x[rows], y[rows]).coefficients
+        drawn[row] = regress(x[rows], y[rows], iterations=3).coefficients
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return drawn.std(axis=0, ddof=1), low, high
 
@@ -142,7 +165,9 @@ def _untrimmed(residuals: Floats) -> Bools:
     return np.asarray(size <= limit, dtype=np.bool_)
 
 
-def _folds(labels: NDArray[np.str_], folds: int, rng: np.random.Generator) -> Iterator[Bools]:
-    names = rng.permutation(np.unique(labels))
-    for part in np.array_split(names, min(folds, len(names))):
-        yield np.isin(labels, part)
+def _folds(names: NDArray[np.str_], folds: int, rng: np.random.Generator) -> Iterator[Bools]:
+    order = rng.permutation(len(names))
+    for part in np.array_split(order, min(folds, len(names))):
+        held = np.zeros(len(names), dtype=np.bool_)
+        held[part] = True
+        yield held

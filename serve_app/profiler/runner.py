@@ -12,16 +12,19 @@ from serve_app.meters import EnergyMeter, EstimateSettings, MeterOptions
 from serve_app.meters.process_tree import ProcessTree
 from serve_app.profiler import host
 from serve_app.profiler.engine_run import EngineSettings, ProfiledEngine
+from serve_app.profiler.order import GOOD_ENOUGH_RATIO, RunOrder
 from serve_app.profiler.plan import Timing, run_seconds, window_seconds
 from serve_app.profiler.probe import Prober
 from serve_app.profiler.store import SampleStore
 from serve_app.profiler.sweep import Run, SweepSettings, schedule
+from serve_app.profiler.torch_settings import TorchEngineSettings, open_torch_engine
 from serve_app.settings import REPOSITORY
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Protocol
 
+    from serve_app.profiler.engine import Engine
     from serve_app.profiler.samples import Sample
     from serve_app.profiler.steps import Step
 
@@ -42,28 +45,33 @@ if TYPE_CHECKING:
 class ProfileSettings:
     """What to profile, and how long. `model`: the name to write into the profile. The budget covers
     the sweep, not the start of the engine. A disturbed run is repeated once, in what time is left,
-    unless `allow_disturbed`."""
+    unless `allow_disturbed`. The sweep ends early when the step time is known to
+    `target_error_ratio` everywhere."""
 
     model: str
-    engine: EngineSettings
+    engine: EngineSettings | TorchEngineSettings
     samples: Path
     command: str
-    repeats: int = 2
+    repeats: int = 3
     seed: int = 0
-    duration_budget_s: float = 300.0
+    duration_budget_s: float = 720.0
+    target_error_ratio: float = GOOD_ENOUGH_RATIO
     allow_disturbed: bool = False
     estimate: EstimateSettings = field(default_factory=EstimateSettings)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepOutcome:
-    """How a sweep ended: runs measured now, found measured already, disturbed, left out for
-    time."""
+    """How a sweep ended: runs measured now, found measured already, disturbed, left out for time,
+    and spared because the model was known well enough (`half_width_ratio`: of the step time, 95 %,
+    where it is known least; None = too few points to tell)."""
 
     measured: int
     resumed: int
     disturbed: tuple[str, ...]
     skipped: tuple[str, ...]
+    spared: int
+    half_width_ratio: float | None
     sweep_s: float
 
 
@@ -75,11 +83,19 @@ def run_profile(settings: ProfileSettings, progress: Progress) -> SweepOutcome:
     with EnergyMeter(options=MeterOptions(estimate=settings.estimate)) as meter:
         device = host.device_name(meter, on_cpu=settings.engine.on_cpu)
         store = SampleStore(settings.samples, _manifest(settings, meter, device))
-        progress.say(f"starting vLLM on {device} with {settings.model}")
-        with ProfiledEngine(settings.engine) as engine:
+        name = "torch" if isinstance(settings.engine, TorchEngineSettings) else "vLLM"
+        progress.say(f"starting {name} on {device} with {settings.model}")
+        with _open(settings.engine) as engine:
+            store.describe("engine", engine.facts())
             return _sweep(
                 settings, Prober(engine, meter, ProcessTree(os.getpid()), device), store, progress
             )
+
+
+def _open(settings: EngineSettings | TorchEngineSettings) -> Engine:
+    if isinstance(settings, TorchEngineSettings):
+        return open_torch_engine(settings)
+    return ProfiledEngine(settings)
 
 
 def sweep_settings(settings: ProfileSettings) -> SweepSettings:
@@ -108,30 +124,42 @@ def _sweep(
     todo = [run for run in runs if (run.point.name, run.repeat) not in store.done]
     prober.window_s = window_seconds(todo, timing)
     expected = {run: run_seconds(run, timing, prober.window_s) for run in todo}
-    progress.begin(sum(expected.values()))
+    progress.begin(min(sum(expected.values()), settings.duration_budget_s))
+    order = RunOrder(todo, settings.seed)
     started_s = time.monotonic()
-    disturbed, skipped = [], []
-    for run in todo:
+    measured, disturbed, skipped = 0, [], []
+    half_width = order.half_width_ratio(store.samples)
+    while (run := order.take(store.samples)) is not None:
         label = f"{run.point.name} #{run.repeat}"
         elapsed_s = time.monotonic() - started_s
         if elapsed_s + expected[run] > settings.duration_budget_s:
             skipped.append(label)
-        else:
-            spare_s = settings.duration_budget_s - elapsed_s - 2 * expected[run]
-            again = spare_s > 0.0 and not settings.allow_disturbed
-            samples, steps = _steadiest(prober, run, attempts=2 if again else 1)
-            store.append(samples, steps)
-            if not all(sample.steady for sample in samples):
-                disturbed.append(label)
-        progress.advance(expected[run], label)
+            continue
+        spare_s = settings.duration_budget_s - elapsed_s - 2 * expected[run]
+        again = spare_s > 0.0 and not settings.allow_disturbed
+        samples, steps = _steadiest(prober, run, attempts=2 if again else 1)
+        store.append(samples, steps)
+        measured += 1
+        if not all(sample.steady for sample in samples):
+            disturbed.append(label)
+        half_width = order.half_width_ratio(store.samples)
+        progress.advance(expected[run], _known(label, half_width))
+        if half_width is not None and half_width <= settings.target_error_ratio:
+            break
     store.write_parquet()
     return SweepOutcome(
-        measured=len(todo) - len(skipped),
+        measured=measured,
         resumed=len(runs) - len(todo),
         disturbed=tuple(disturbed),
         skipped=tuple(skipped),
+        spared=len(todo) - measured - len(skipped),
+        half_width_ratio=half_width,
         sweep_s=time.monotonic() - started_s,
     )
+
+
+def _known(label: str, half_width: float | None) -> str:
+    return label if half_width is None else f"{label} (known to {half_width:.1%})"
 
 
 def _steadiest(prober: Prober, run: Run, *, attempts: int) -> tuple[list[Sample], list[Step]]:

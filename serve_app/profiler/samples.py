@@ -40,9 +40,10 @@ class Phase(StrEnum):
 class Window:
     """The time from `start_s` to `end_s` (monotonic) and what the meter saw in it.
 
-    `joules` None = no meter could read it, `reason` says why. `cpu_s`: CPU seconds of the profiler
-    and the engine; `frontend_cpu_s`: those of the profiler's own process, outside the engine;
-    `foreign_cpu_s`: those of everything else on the host. `crowded`: the two left no core free.
+    `joules` None = no meter could read it, `reason` says why; `gpu_joules`: the GPUs' part of them,
+    None where no GPU is metered. `cpu_s`: CPU seconds of the profiler and the engine;
+    `frontend_cpu_s`: those of the profiler's own process, outside the engine; `foreign_cpu_s`:
+    those of everything else on the host. `crowded`: the two left no core free.
     """
 
     start_s: float
@@ -55,6 +56,7 @@ class Window:
     frontend_cpu_s: float | None = None
     foreign_cpu_s: float | None = None
     crowded: bool = False
+    gpu_joules: float | None = None
 
     @property
     def duration_s(self) -> float:
@@ -68,7 +70,9 @@ class Sample:
 
     `step_time_s` is the mean without disturbed steps (`outlier_steps`). `steps` may be fractional:
     a step that straddles a border counts by the part inside. `joules_per_step` holds all energy of
-    the window; `gap_s_per_step` is the time between steps that goes with it.
+    the window; `gap_s_per_step` is the time between steps that goes with it. `power_limit_watts`:
+    the limit that a limit sweep had in force on each GPU; None = no limit sweep, the limits are as
+    they were found. `gpu_draw_watts`: the GPUs' part of `draw_watts`.
     """
 
     point: str
@@ -80,6 +84,7 @@ class Sample:
     num_seqs: float | None = None
     kv_tokens: float | None = None
     prefill_tokens: float | None = None
+    attended_pairs: float | None = None
     max_context_tokens: int = 0
     steps: float = 0.0
     step_time_s: float | None = None
@@ -96,6 +101,8 @@ class Sample:
     cpu_s: float | None = None
     frontend_cpu_s: float | None = None
     foreign_cpu_s: float | None = None
+    power_limit_watts: float | None = None
+    gpu_draw_watts: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +114,12 @@ class Origin:
     phase: Phase
     repeat: int
     device: str
+    power_limit_watts: float | None = None
+
+
+def unlimited(samples: Sequence[Sample]) -> list[Sample]:
+    """Those of no limit sweep: what the model without a power limit is fitted to."""
+    return [sample for sample in samples if sample.power_limit_watts is None]
 
 
 def idle_sample(origin: Origin, window: Window) -> Sample:
@@ -126,6 +139,8 @@ def idle_sample(origin: Origin, window: Window) -> Sample:
         cpu_s=window.cpu_s,
         frontend_cpu_s=window.frontend_cpu_s,
         foreign_cpu_s=window.foreign_cpu_s,
+        power_limit_watts=origin.power_limit_watts,
+        gpu_draw_watts=_ratio(window.gpu_joules, window.duration_s),
     )
 
 
@@ -157,6 +172,7 @@ def summarize(origin: Origin, steps: Sequence[Step], window: Window) -> Sample |
         num_seqs=_mean([s.num_seqs for s, _ in kept], [p for _, p in kept]),
         kv_tokens=_mean([s.kv_tokens for s, _ in kept], [p for _, p in kept]),
         prefill_tokens=_mean([s.prefill_tokens for s, _ in kept], [p for _, p in kept]),
+        attended_pairs=_mean([s.attended_pairs for s, _ in kept], [p for _, p in kept]),
         max_context_tokens=max(s.max_context_tokens for s in touched),
         steps=count,
         step_time_s=_mean([s.time_s for s, _ in kept], [p for _, p in kept]),
@@ -173,6 +189,8 @@ def summarize(origin: Origin, steps: Sequence[Step], window: Window) -> Sample |
         cpu_s=window.cpu_s,
         frontend_cpu_s=window.frontend_cpu_s,
         foreign_cpu_s=window.foreign_cpu_s,
+        power_limit_watts=origin.power_limit_watts,
+        gpu_draw_watts=_ratio(window.gpu_joules, window.duration_s),
     )
 
 

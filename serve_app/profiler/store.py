@@ -15,7 +15,7 @@ import typing
 from typing import TYPE_CHECKING, Any
 
 from policies.core.errors import ConfigError
-from serve_app.profiler.samples import Kind, Phase, Sample
+from serve_app.profiler.samples import Kind, Phase, Sample, unlimited
 from serve_app.profiler.steps import Step
 
 if TYPE_CHECKING:
@@ -23,13 +23,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST, SAMPLES, STEPS = "manifest.json", "samples.csv", "steps.csv"
+_SAMPLE_COLUMNS = tuple(f.name for f in dataclasses.fields(Sample))
+_NEEDED_COLUMNS = frozenset(
+    f.name for f in dataclasses.fields(Sample) if f.default is dataclasses.MISSING
+)
 _STEP_COLUMNS = ("point", "repeat", *(f.name for f in dataclasses.fields(Step)))
 _SAMPLE_TYPES: dict[str, Any] = {}
 
 
 def load_samples(folder: Path) -> list[Sample]:
-    """All samples of a folder, in order. A last line that was cut short is left out. ConfigError
-    that names the file, line and column for anything else."""
+    """All samples of a folder, in order. A last line that was cut short is left out, and a column
+    that has a default may be absent, as in a folder that is older than it. ConfigError that names
+    the file, line and column for anything else."""
     path = folder / SAMPLES
     try:
         text = path.read_text(encoding="utf-8")
@@ -37,10 +42,13 @@ def load_samples(folder: Path) -> list[Sample]:
         raise ConfigError(f"{path}: {error.strerror}") from None
     whole = text[: text.rfind("\n") + 1]
     reader = csv.DictReader(io.StringIO(whole))
-    columns = [field.name for field in dataclasses.fields(Sample)]
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
-    if missing:
-        raise ConfigError(f"{path}: no column {', '.join(missing)}; needed: {', '.join(columns)}")
+    there = reader.fieldnames or ()
+    columns = [name for name in _SAMPLE_COLUMNS if name in there]
+    absent = [name for name in _SAMPLE_COLUMNS if name not in there]
+    # Beside a column that nobody knows, one that may be absent is more likely misspelt.
+    if (absent and set(there) - set(columns)) or _NEEDED_COLUMNS & set(absent):
+        needed = ", ".join(_SAMPLE_COLUMNS)
+        raise ConfigError(f"{path}: no column {', '.join(absent)}; needed: {needed}")
     return [
         Sample(**{name: _value(name, row[name], f"{path}:{line}") for name in columns})
         for line, row in enumerate(reader, start=2)
@@ -73,6 +81,7 @@ class SampleStore:
             self._check(load_manifest(folder), manifest)
             if (folder / SAMPLES).exists():
                 self.samples = load_samples(folder)
+                self._widen()
         else:
             self._write(MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         self._cut_broken_lines()
@@ -85,32 +94,45 @@ class SampleStore:
                     f"{wanted.get(part)}: choose another --samples folder"
                 )
 
+    def describe(self, key: str, facts: dict[str, Any]) -> None:
+        """Add what is known only now to the manifest."""
+        manifest = load_manifest(self.folder) | {key: facts}
+        self._write(MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+
     @property
     def done(self) -> set[tuple[str, int]]:
-        """(point, repeat) of what is measured; a disturbed run is not, and is tried again."""
-        return {(s.point, s.repeat) for s in self.samples if s.phase is Phase.STEADY and s.steady}
+        """(point, repeat) of what is measured without a power limit; a disturbed run is not, and is
+        tried again."""
+        return {
+            (s.point, s.repeat)
+            for s in unlimited(self.samples)
+            if s.phase is Phase.STEADY and s.steady
+        }
 
     def append(self, samples: Sequence[Sample], steps: Sequence[Step]) -> None:
         """Add one run: its steps first, so that a run with samples is always complete."""
         if not samples:
             return
-        point, repeat = samples[0].point, samples[0].repeat
-        self._append(STEPS, _STEP_COLUMNS, ((point, repeat, *_row(step)) for step in steps))
-        names = tuple(field.name for field in dataclasses.fields(Sample))
-        self._append(SAMPLES, names, map(_row, samples))
+        point, repeat, limit = samples[0].point, samples[0].repeat, samples[0].power_limit_watts
+        label = point if limit is None else f"{point}@{limit:g}W"
+        self._append(STEPS, _STEP_COLUMNS, ((label, repeat, *_row(step)) for step in steps))
+        self._append(SAMPLES, _SAMPLE_COLUMNS, map(_row, samples))
         self.samples += samples
 
     def _append(self, name: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
         path = self.folder / name
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        if not path.exists() or path.stat().st_size == 0:
-            writer.writerow(columns)
-        writer.writerows(rows)
+        is_new = not path.exists() or path.stat().st_size == 0
         with path.open("a", encoding="utf-8") as file:
-            file.write(buffer.getvalue())
+            file.write(_csv([*([columns] if is_new else []), *rows]))
             file.flush()
             os.fsync(file.fileno())
+
+    def _widen(self) -> None:
+        """Give an older table the columns that it lacks, so that new rows fit."""
+        with (self.folder / SAMPLES).open(encoding="utf-8") as file:
+            header = file.readline()
+        if header and header != _csv([_SAMPLE_COLUMNS]):
+            self._write(SAMPLES, _csv([_SAMPLE_COLUMNS, *map(_row, self.samples)]))
 
     def _cut_broken_lines(self) -> None:
         for name in (SAMPLES, STEPS):
@@ -137,6 +159,12 @@ class SampleStore:
             if path.exists():
                 parquet.write_table(arrow_csv.read_csv(path), path.with_suffix(".parquet"))
         return True
+
+
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def _row(record: Sample | Step) -> list[Any]:

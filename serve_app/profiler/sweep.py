@@ -14,7 +14,7 @@ KV_FILL_TOKENS = 8192  # long contexts of one batch together; their prefill is m
 DEEP_KV_FILL_TOKENS = 16384  # one point reaches further, so that b is not extrapolated far
 KV_CAPACITY_SHARE = 0.8
 GROWTH_TOKENS = 160  # generated while a decode point is measured, at most a KV block more
-PREFILL_TOKENS = (16, 64, 256, 1024)
+PREFILL_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 MIXED = ((4, 64), (8, 256), (16, 32), (16, 128), (32, 64))  # (decoding sequences, prompt tokens)
 
 
@@ -78,7 +78,8 @@ class Run:
 def design(settings: SweepSettings) -> list[Point]:
     """The distinct points: batch x short and long context, prompt lengths, mixed steps, idle.
 
-    Batches are powers of two up to `max_num_seqs`, which is always among them.
+    Batches are powers of two up to `max_num_seqs`, which is always among them, and the sizes
+    halfway between from 8 on.
     """
     points = [Point(kind=Kind.IDLE)]
     points += [
@@ -93,10 +94,7 @@ def design(settings: SweepSettings) -> list[Point]:
 
 
 def schedule(settings: SweepSettings) -> list[Run]:
-    """Every point once per repeat, in an order drawn anew for each repeat; idle first.
-
-    A repeat is complete before the next begins, so a sweep cut short still covers all points.
-    """
+    """Every point once per repeat, in an order drawn anew for each repeat; idle first."""
     rng = random.Random(settings.seed)  # noqa: S311  (an order, not a secret)
     points = design(settings)
     idle, rest = points[0], points[1:]
@@ -108,19 +106,21 @@ def schedule(settings: SweepSettings) -> list[Run]:
 
 
 def batches(max_num_seqs: int) -> list[int]:
-    """1, 2, 4, ... up to and including `max_num_seqs`."""
-    powers = [1 << k for k in range(max_num_seqs.bit_length()) if 1 << k <= max_num_seqs]
-    return sorted({*powers, max_num_seqs})
+    """1, 2, 4, 8, 12, 16, 24, ... up to and including `max_num_seqs`."""
+    powers = [1 << k for k in range(max_num_seqs.bit_length())]
+    between = [3 * power // 2 for power in powers if power >= 8]
+    return sorted({n for n in (*powers, *between) if n <= max_num_seqs} | {max_num_seqs})
 
 
 def _contexts(settings: SweepSettings) -> list[tuple[int, int]]:
     """(batch, context) of the decode points: short for every batch size, long for every other one
-    from the largest down, deep for the second largest; only what the cache can hold."""
+    from the largest down and for one sequence, deep for the second largest; what the cache holds.
+    """
     longest = int(LONG_CONTEXT_RATIO * settings.max_model_len)
     pairs = []
     for rank, batch in enumerate(reversed(batches(settings.max_num_seqs))):
         wanted = [SHORT_CONTEXT_TOKENS]
-        if rank % 2 == 0:
+        if rank % 2 == 0 or batch == 1:
             wanted.append(max(2 * SHORT_CONTEXT_TOKENS, KV_FILL_TOKENS // batch))
         elif rank == 1:
             wanted.append(max(4 * SHORT_CONTEXT_TOKENS, DEEP_KV_FILL_TOKENS // batch))

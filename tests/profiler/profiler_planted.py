@@ -13,9 +13,11 @@ IDLE_WATTS = 1.8
 
 
 def planted_samples(
-    latency=LATENCY, power=POWER, *, noise=0.0, outliers=0.0, seed=0, repeats=2, max_num_seqs=64
-):
-    """One sample per run of the real sweep; `outliers`: share of rows that took three times as long."""
+    latency=LATENCY, power=POWER, *, noise=0.0, outliers=0.0, seed=0, repeats=2, max_num_seqs=64,
+    beyond=0.0, knee=0.0, per_pair=0.0,
+):  # fmt: skip
+    """One sample per run of the real sweep; `outliers`: share of rows that took three times as long.
+    `beyond`, `knee`, `per_pair`: the optional terms of the step time."""
     rng = np.random.default_rng(seed)
     samples = []
     for run in schedule(SweepSettings(repeats=repeats, max_num_seqs=max_num_seqs, seed=seed)):
@@ -28,7 +30,9 @@ def planted_samples(
         kv = point.num_seqs * (point.context_tokens + 20) + point.prompt_tokens
         x = np.array([1.0, num_seqs, kv, point.prompt_tokens])
         slow = 3.0 if rng.random() < outliers else 1.0
-        time_s = float(x @ latency) * slow * (1 + noise * rng.standard_normal())
+        true_s = float(x @ latency) + per_pair * 0.5 * point.prompt_tokens**2
+        true_s += beyond * max(0.0, num_seqs + point.prompt_tokens - knee)
+        time_s = true_s * slow * (1 + noise * rng.standard_normal())
         gap_s = 0.002
         joules = float(x @ power) * (1 + noise * rng.standard_normal()) + IDLE_WATTS * gap_s
         steps = 40.0
@@ -43,6 +47,7 @@ def planted_samples(
                 num_seqs=float(num_seqs),
                 kv_tokens=float(kv),
                 prefill_tokens=float(point.prompt_tokens),
+                attended_pairs=0.5 * point.prompt_tokens**2,
                 max_context_tokens=max(point.context_tokens + 40, point.prompt_tokens),
                 steps=steps,
                 step_time_s=time_s,

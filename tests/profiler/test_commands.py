@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
-import typer
 import yaml
 from profiler_planted import planted_samples
-from typer.testing import CliRunner
 
 from policies.model.fitted import FittedModel
-from serve_app.cli.fit import fit
-from serve_app.cli.profile import profile
+from serve_app.cli.main import main
 from serve_app.profiler.store import SampleStore
 
 MANIFEST = {
@@ -26,13 +25,24 @@ MANIFEST = {
     "started": "2026-01-01T00:00:00+00:00",
 }
 
-app = typer.Typer()
-app.command()(fit)
-app.command()(profile)
 
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command as a user calls it."""
 
-def run(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["jouleserve", *(str(arg) for arg in args)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out = capsys.readouterr()
+        return SimpleNamespace(
+            exit_code=ended.value.code or 0,
+            stdout=out.out,
+            stderr=out.err,
+            output=out.out + out.err,
+        )
+
+    return call
 
 
 def folder(tmp_path, **planted):
@@ -42,7 +52,7 @@ def folder(tmp_path, **planted):
     return tmp_path / "samples"
 
 
-def test_fit_writes_a_profile_that_loads(tmp_path):
+def test_fit_writes_a_profile_that_loads(run, tmp_path):
     out = tmp_path / "profiles" / "planted@cpu.yaml"
     done = run("fit", folder(tmp_path, noise=0.02), "--out", out)
     assert done.exit_code == 0, done.output
@@ -56,21 +66,35 @@ def test_fit_writes_a_profile_that_loads(tmp_path):
         assert word in done.stdout
 
 
-def test_fit_json_is_one_document_on_stdout(tmp_path):
+def test_fit_draws_itself(run, tmp_path):
+    folder_of = folder(tmp_path, noise=0.02)
+    for ending in ("png", "svg"):
+        picture = tmp_path / f"fit.{ending}"
+        done = run("fit", folder_of, "--out", tmp_path / "p.yaml", "--picture", picture)
+        assert done.exit_code == 0, done.output
+        assert picture.stat().st_size > 10_000
+    done = run("fit", folder_of, "--out", tmp_path / "p.yaml", "--picture", tmp_path / "fit.gif")
+    assert done.exit_code == 2
+    assert ".png, .svg, .pdf" in done.stderr
+
+
+def test_fit_json_is_one_document_on_stdout(run, tmp_path):
     done = run("fit", folder(tmp_path), "--out", tmp_path / "p.yaml", "--json")
     document = json.loads(done.stdout)
     assert document["trusted"] is True
     assert document["profile"]["latency"]["t0_s"] == pytest.approx(0.025, rel=1e-3)
     assert len(document["latency"]["terms"]) == 4
+    assert {region["doubtful"] for region in document["regions"]} == {False}
+    assert document["learned"][0]["points"] == 10
 
 
-def test_fit_that_the_policy_will_not_trust_is_a_finding(tmp_path):
+def test_fit_that_the_policy_will_not_trust_is_a_finding(run, tmp_path):
     done = run("fit", folder(tmp_path, noise=0.5, repeats=1), "--out", tmp_path / "p.yaml")
     assert done.exit_code == 1, done.output
     assert "does not trust" in done.stdout
 
 
-def test_fit_refuses_bad_input_in_one_line_and_writes_nothing(tmp_path):
+def test_fit_refuses_bad_input_in_one_line_and_writes_nothing(run, tmp_path):
     out = tmp_path / "p.yaml"
     done = run("fit", tmp_path, "--out", out)
     assert done.exit_code == 2
@@ -79,7 +103,7 @@ def test_fit_refuses_bad_input_in_one_line_and_writes_nothing(tmp_path):
     assert not out.exists()
 
 
-def test_profile_refuses_a_model_that_is_not_there(tmp_path):
+def test_profile_refuses_a_model_that_is_not_there(run, tmp_path):
     done = run("profile", tmp_path / "nowhere", "--out", tmp_path / "p.yaml")
     assert done.exit_code == 2
     assert "nowhere" in done.stderr
@@ -88,11 +112,38 @@ def test_profile_refuses_a_model_that_is_not_there(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--threads", 0), ("--duration-budget-s", -1), ("--max-num-seqs", 1), ("--repeats", 0)],
+    [
+        ("--threads", 0),
+        ("--duration-budget-s", -1),
+        ("--max-num-seqs", 1),
+        ("--repeats", 0),
+        ("--target-error", 2),
+        ("--vary", "enforce_eager=true"),
+        ("--engine-arg", "enforce_eager"),
+        ("--engine", "transformers"),
+    ],
 )
-def test_profile_refuses_bad_options_before_it_starts_an_engine(tmp_path, option, value):
+def test_profile_refuses_bad_options_before_it_starts_an_engine(run, tmp_path, option, value):
     done = run("profile", str(tmp_path), "--out", tmp_path / "p.yaml", option, value)
     assert done.exit_code == 2
     assert option in done.stderr
     assert "starting" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_profile_measures_a_shape_on_the_torch_engine(run, tmp_path):
+    """Random weights of the smallest shape on the CPU: sweep, samples, manifest, profile."""
+    out = tmp_path / "tiny.yaml"
+    options = "--engine torch --device cpu --max-num-seqs 4 --max-model-len 256 --repeats 1"
+    options += " --duration-budget-s 200 --allow-disturbed"
+    done = run("profile", "tiny", "--out", out, *options.split())
+    assert done.exit_code in {0, 1}, done.output  # 1: measured beside other work, so not trusted
+    model = FittedModel.from_dict(yaml.safe_load(out.read_text()), str(out))
+    assert model.model == "tiny"
+    manifest = json.loads((tmp_path / "tiny.samples" / "manifest.json").read_text())
+    assert manifest["engine"]["engine"].startswith("torch ")
+    assert "random" in manifest["engine"]["weights"]
+    done = run("profile", "tiny", "--out", out, "--engine", "torch", "--vary", "x=[1, 2]")
+    assert done.exit_code == 2
+    assert "not with --engine torch" in done.stderr

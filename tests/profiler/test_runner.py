@@ -55,7 +55,7 @@ class Log:
         self.done_s += done_s
 
 
-def sweep(tmp_path, prober, *, budget_s=300.0, repeats=1):
+def sweep(tmp_path, prober, *, budget_s=3000.0, repeats=1, target=1e-9):
     settings = runner.ProfileSettings(
         model="planted",
         engine=EngineSettings(model_path="planted"),
@@ -63,10 +63,11 @@ def sweep(tmp_path, prober, *, budget_s=300.0, repeats=1):
         command="test",
         repeats=repeats,
         duration_budget_s=budget_s,
+        target_error_ratio=target,
     )
     log = Log()
     outcome = runner._sweep(settings, prober, SampleStore(tmp_path, MANIFEST), log)
-    assert log.done_s == pytest.approx(log.total_s)
+    assert 0.0 < log.total_s <= budget_s
     return outcome
 
 
@@ -110,4 +111,16 @@ def test_a_run_that_stays_disturbed_is_named(tmp_path):
             return [replace(s, steady=run.point.num_seqs != 8) for s in samples], steps
 
     outcome = sweep(tmp_path, Crowded())
-    assert set(outcome.disturbed) == {"decode-n8-ctx32 #1", "mixed-n8-ctx64-p256 #1"}
+    assert set(outcome.disturbed) == {
+        "decode-n8-ctx32 #1",
+        "decode-n8-ctx1024 #1",
+        "mixed-n8-ctx64-p256 #1",
+    }
+
+
+def test_a_sweep_ends_early_when_the_model_is_known_well_enough(tmp_path):
+    outcome = sweep(tmp_path, PlantedProber(), repeats=3, target=0.05)
+    assert outcome.spared > 0
+    assert outcome.half_width_ratio <= 0.05
+    result = fit(load_samples(tmp_path), Identity(name="n", model="m", provenance={}))
+    assert result.model.latency.t0_s == pytest.approx(LATENCY[0], rel=1e-3)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from policies.core.attribution import StepShare
@@ -12,6 +14,7 @@ from serve_app.profiler.samples import (
     Window,
     idle_sample,
     summarize,
+    unlimited,
 )
 from serve_app.profiler.steps import Step, StepRecorder, drift_ratio, outliers
 
@@ -64,6 +67,7 @@ def test_recorder_reads_a_step_from_its_events():
             kv_tokens=56,
             prefill_tokens=16,
             max_context_tokens=40,
+            attended_pairs=128.0,
         )
     ]
 
@@ -142,6 +146,18 @@ def test_idle_sample_is_draw_over_time():
     assert sample.draw_watts == 2.0
     assert sample.step_time_s is None
     assert idle_sample(ORIGIN, Window(start_s=1.0, end_s=5.0)).draw_watts is None
+
+
+def test_a_sample_knows_its_power_limit_and_the_draw_of_the_gpus_alone():
+    origin = replace(ORIGIN, power_limit_watts=300.0)
+    window = Window(start_s=100.0, end_s=102.0, joules=900.0, gpu_joules=560.0, source="counter")
+    for sample in (summarize(origin, steps([0.5] * 4), window), idle_sample(origin, window)):
+        assert sample.power_limit_watts == 300.0
+        assert (sample.gpu_draw_watts, sample.draw_watts) == (280.0, 450.0)
+        assert unlimited([sample]) == []
+    free = summarize(ORIGIN, steps([0.5] * 4), Window(start_s=100.0, end_s=102.0))
+    assert (free.power_limit_watts, free.gpu_draw_watts) == (None, None)
+    assert unlimited([free]) == [free]
 
 
 def test_other_load_spoils_a_window_only_when_it_takes_cores_that_were_needed():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,40 @@ def test_damage_is_named_by_line_and_column(tmp_path, samples):
     path.write_text(text.replace("step_time_s", "step_time_ms"))
     with pytest.raises(ConfigError, match="no column step_time_s"):
         load_samples(tmp_path)
+
+
+def without_columns(path, *names):
+    """The table as a version that did not know these columns has written it."""
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    kept = [name for name in rows[0] if name not in names]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, kept, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_a_folder_that_is_older_than_a_column_is_read_and_goes_on(tmp_path, samples):
+    SampleStore(tmp_path, MANIFEST).append(samples[:2], [])
+    without_columns(tmp_path / SAMPLES, "power_limit_watts", "gpu_draw_watts")
+    assert load_samples(tmp_path) == samples[:2]
+    limited = replace(samples[2], power_limit_watts=300.0, gpu_draw_watts=280.5)
+    SampleStore(tmp_path, MANIFEST).append([limited], [STEP])
+    assert load_samples(tmp_path) == [*samples[:2], limited]
+    assert f"{limited.point}@300W,1," in (tmp_path / STEPS).read_text()
+
+
+def test_a_column_that_every_sample_needs_is_never_absent(tmp_path, samples):
+    SampleStore(tmp_path, MANIFEST).append(samples[:2], [])
+    without_columns(tmp_path / SAMPLES, "window_s")
+    with pytest.raises(ConfigError, match="no column window_s; needed: point, kind"):
+        load_samples(tmp_path)
+
+
+def test_a_run_under_a_power_limit_leaves_the_same_run_without_one_to_do(tmp_path, samples):
+    limited = replace(samples[1], power_limit_watts=300.0)
+    store = SampleStore(tmp_path, MANIFEST)
+    store.append([limited], [])
+    assert store.done == set()
 
 
 def test_a_folder_without_samples_is_refused_by_name(tmp_path):

@@ -61,13 +61,13 @@ def test_design_covers_all_kinds_and_both_contexts():
     points = design(SweepSettings())
     assert {point.kind for point in points} == set(Kind)
     decode = [(p.num_seqs, p.context_tokens) for p in points if p.kind is Kind.DECODE]
-    assert {batch for batch, context in decode if context == 32} == {1, 2, 4, 8, 16, 32, 64}
-    assert {batch for batch, context in decode if context > 32} == {1, 4, 16, 32, 64}
+    assert {batch for batch, context in decode if context == 32} == set(batches(64))
+    assert {batch for batch, context in decode if context > 32} >= {1, 2, 8, 16, 32, 48, 64}
 
 
 def test_batches_hold_the_largest():
-    assert batches(64) == [1, 2, 4, 8, 16, 32, 64]
-    assert batches(48) == [1, 2, 4, 8, 16, 32, 48]
+    assert batches(64) == [1, 2, 4, 8, 12, 16, 24, 32, 48, 64]
+    assert batches(40) == [1, 2, 4, 8, 12, 16, 24, 32, 40]
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_settings_out_of_range_name_the_option(field, value):
 
 def test_window_fits_the_budget():
     runs = schedule(SweepSettings())
-    timing = Timing(prefill_tokens_per_s=700.0, budget_s=300.0)
+    timing = Timing(prefill_tokens_per_s=700.0, budget_s=420.0)
     window_s = window_seconds(runs, timing)
     total_s = sum(run_seconds(run, timing, window_s) for run in runs)
     assert MIN_WINDOW_S < window_s < MAX_WINDOW_S
-    assert 0.9 * 300 < total_s <= 300
+    assert 0.9 * 420 < total_s <= 420
 
 
 @given(st.floats(100, 1e5), st.floats(10, 2000))

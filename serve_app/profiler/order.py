@@ -1,0 +1,119 @@
+"""Which run comes next: the most informative one, until the model is known well enough. Pure.
+
+For a linear model with relative noise sigma the variance of the prediction at x is sigma^2 v(x),
+v(x) = x' (X'X)^-1 x with every row divided by its step time. The run with the largest v adds most
+to det X'X (Wynn, 1970: the sequential D-optimal design), and sigma v^1/2 is how well the model is
+known where it is known least (G-optimality: the same design in the limit, Kiefer and Wolfowitz,
+1960). One of the nearly best is drawn at random, so that a drift of the machine does not look like
+a coefficient.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from serve_app.profiler import regression
+from serve_app.profiler.equation import BASE_TERMS
+from serve_app.profiler.samples import Kind, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from serve_app.profiler.regression import Floats
+    from serve_app.profiler.samples import Sample
+    from serve_app.profiler.sweep import Point, Run
+
+GOOD_ENOUGH_RATIO = 0.03  # 95 % half-width of the step time, everywhere in the sweep
+NEARLY_BEST_RATIO = 0.9
+NORMAL_95 = 1.96
+_KNOTS = (16.0, 128.0)  # wherever the knee is, it is told apart from a line by points around these
+_GROWN_TOKENS = 80  # generated, on average, by the time that a decode point is measured
+_PRIOR = 1e-6  # of a row's weight: keeps the first inversions defined
+_STEP_FLOOR_TOKENS = 32.0
+
+
+class RunOrder:
+    """Picks from `runs`, which it uses up. Idle points come first: energy rests on them."""
+
+    def __init__(self, runs: Sequence[Run], seed: int) -> None:
+        self._left = list(runs)
+        self._points = list(dict.fromkeys(r.point for r in runs if r.point.kind is not Kind.IDLE))
+        self._random = random.Random(seed)  # noqa: S311  (an order, not a secret)
+
+    def take(self, samples: Sequence[Sample]) -> Run | None:
+        """The next run, given what is measured; None when none is left."""
+        if not self._left:
+            return None
+        idle = next((r for r in self._left if r.point.kind is Kind.IDLE and r.repeat == 1), None)
+        run = idle or self._most_informative(samples)
+        self._left.remove(run)
+        return run
+
+    def half_width_ratio(self, samples: Sequence[Sample]) -> float | None:
+        """95 % half-width of the predicted step time where it is largest, relative. None while
+        there are too few points to know the noise."""
+        rows = _measured(samples)
+        x, times = _columns(rows)
+        if len({s.point for s in rows}) < 2 * x.shape[1]:
+            return None
+        fitted = regression.regress(x, times)
+        errors = np.abs(fitted.predict(x) - times) / times
+        sigma = max(float(1.4826 * np.median(errors)), regression.MIN_SCALE_RATIO)
+        return NORMAL_95 * sigma * float(np.sqrt(self._variances(samples).max()))
+
+    def _most_informative(self, samples: Sequence[Sample]) -> Run:
+        variances = dict(zip(self._points, self._variances(samples), strict=True))
+        scores = [variances.get(run.point, 0.0) for run in self._left]
+        least = NEARLY_BEST_RATIO * max(scores)
+        best = [run for run, score in zip(self._left, scores, strict=True) if score >= least]
+        first = min(run.repeat for run in best)
+        return self._random.choice([run for run in best if run.repeat == first])
+
+    def _variances(self, samples: Sequence[Sample]) -> Floats:
+        """v(x) of each point."""
+        rows = _measured(samples)
+        wanted = _rows([_features(point) for point in self._points])
+        times = wanted[:, 1] + wanted[:, 3] + _STEP_FLOOR_TOKENS
+        information = np.zeros((wanted.shape[1], wanted.shape[1]))
+        if rows:
+            x, seconds = _columns(rows)
+            relative = x / seconds[:, None]
+            information = relative.T @ relative
+            if len(rows) >= 2 * BASE_TERMS:
+                times = np.maximum(regression.regress(x, seconds).predict(wanted), 1e-9)
+            else:
+                crude = x[:, 1] + x[:, 3] + _STEP_FLOOR_TOKENS
+                times = times * float(np.median(seconds / crude))
+        relative = wanted / times[:, None]
+        prior = _PRIOR * np.diag((relative**2).sum(axis=0) + 1e-300)
+        inverse = np.linalg.pinv(information + prior)
+        return np.asarray(np.einsum("ij,jk,ik->i", relative, inverse, relative))
+
+
+def _measured(samples: Sequence[Sample]) -> list[Sample]:
+    return [s for s in samples if s.kind is not Kind.IDLE and s.phase is Phase.STEADY and s.steady]
+
+
+def _features(point: Point) -> tuple[float, float, float, float]:
+    """num_seqs, kv_tokens, prefill_tokens, attended_pairs that a run of the point will show."""
+    prompt = float(point.prompt_tokens)
+    kv = point.num_seqs * (point.context_tokens + _GROWN_TOKENS) + prompt
+    return point.num_seqs + float(prompt > 0.0), float(kv), prompt, 0.5 * prompt * prompt
+
+
+def _columns(samples: Sequence[Sample]) -> tuple[Floats, Floats]:
+    rows = [
+        (s.num_seqs or 0.0, s.kv_tokens or 0.0, s.prefill_tokens or 0.0, s.attended_pairs or 0.0)
+        for s in samples
+    ]
+    return _rows(rows), np.array([s.step_time_s for s in samples], dtype=np.float64)
+
+
+def _rows(features: Sequence[tuple[float, float, float, float]]) -> Floats:
+    base = np.array(features, dtype=np.float64).reshape(-1, 4)
+    tokens = base[:, 0] + base[:, 2]
+    hinges = [np.maximum(0.0, tokens - knot) for knot in _KNOTS]
+    return np.column_stack([np.ones(len(base)), base, *hinges])
