@@ -36,6 +36,9 @@ def plan(
     trace_percentile_rate: Annotated[
         float, typer.Option(help="Plan for this share of a trace's minutes.")
     ] = 0.99,
+    model: Annotated[
+        str | None, typer.Option(help="Which model, where the request logs hold several.")
+    ] = None,
     prompt_tokens: Annotated[float | None, typer.Option(help="Mean prompt, tokens.")] = None,
     output_tokens: Annotated[float | None, typer.Option(help="Mean output, tokens.")] = None,
     ttft_ms: Annotated[float, typer.Option(help="TTFT target.")] = _DEFAULT_SLO.ttft_s * 1e3,
@@ -48,10 +51,10 @@ def plan(
     ] = ControlSettings().slo_headroom_ratio,
     min_replicas: Annotated[int, typer.Option(help="Fewest replicas.")] = 1,
     max_replicas: Annotated[
-        int | None, typer.Option(help="Most replicas [default: 64 are searched].")
+        int | None, typer.Option(help="Most replicas; without it 64 are searched.")
     ] = None,
     max_num_seqs: Annotated[
-        int | None, typer.Option(help="Largest batch cap [default: the profile's].")
+        int | None, typer.Option(help="Largest batch cap; without it the profile's.")
     ] = None,
     power_limits: Annotated[
         str | None, typer.Option(help="W per device that may be set, A,B,... beside the default.")
@@ -101,7 +104,8 @@ def plan(
         check_target(write, force=force)
     if picture is not None:
         check_format(picture)
-    demand = _demand(rate, trace, trace_percentile_rate, (prompt_tokens, output_tokens))
+    lengths = _lengths(prompt_tokens, output_tokens)
+    demand = _demand(rate, lengths, trace, trace_percentile_rate, model)
     question = Question(
         load=demand.peak,
         slo=slo_of(ttft_ms, tpot_ms, percentile),
@@ -145,35 +149,45 @@ def _load(names: list[str]) -> dict[FittedModel, Path]:
     return models
 
 
+def _lengths(prompt: float | None, output: float | None) -> tuple[float, float] | None:
+    if (prompt is None) != (output is None):
+        raise ConfigError("--prompt-tokens and --output-tokens: give both")
+    if prompt is None or output is None:
+        return None
+    if not (prompt >= 0.0 and output >= 1.0):
+        raise ConfigError(
+            f"--prompt-tokens {prompt:g}, --output-tokens {output:g}: allowed: numbers, "
+            "prompt >= 0 and output >= 1"
+        )
+    return prompt, output
+
+
 def _demand(
     rate: float | None,
+    lengths: tuple[float, float] | None,
     trace: Path | None,
     percentile_rate: float,
-    lengths: tuple[float | None, float | None],
+    model: str | None,
 ) -> Demand:
     from policies.core.types import Load
     from serve_app.planner.demand import constant, read_demand
     from serve_app.planner.question import above_0
 
-    prompt, output = lengths
     if (rate is None) == (trace is None):
         raise ConfigError("--rate and --trace: give one of them")
-    if (prompt is None) != (output is None):
-        raise ConfigError("--prompt-tokens and --output-tokens: give both")
-    known = None
-    if prompt is not None and output is not None:
-        if not (prompt >= 0.0 and output >= 1.0):
-            raise ConfigError(
-                f"--prompt-tokens {prompt:g}, --output-tokens {output:g}: allowed: numbers, "
-                "prompt >= 0 and output >= 1"
-            )
-        known = prompt, output
     if trace is not None:
-        return read_demand(trace, percentile_rate, known)
-    if rate is None or known is None:
+        return read_demand(trace, percentile_rate, lengths, model)
+    if model is not None:
+        raise ConfigError("--model: chooses from the request logs of --trace")
+    if rate is None or lengths is None:
         raise ConfigError("--rate: needs --prompt-tokens and --output-tokens")
-    above_0("--rate", rate)
-    return constant(Load(arrival_rate_per_s=rate, prompt_tokens=known[0], output_tokens=known[1]))
+    return constant(
+        Load(
+            arrival_rate_per_s=above_0("--rate", rate),
+            prompt_tokens=lengths[0],
+            output_tokens=lengths[1],
+        )
+    )
 
 
 def _show(found: Plan, *, as_json: bool) -> None:

@@ -44,17 +44,19 @@ def constant(load: Load) -> Demand:
     return Demand(source=None, peak=load, mean=load, slots=(Slot(mean=load, busy=load),) * 24)
 
 
-def read_demand(path: Path, percentile_rate: float, lengths: Lengths | None) -> Demand:
+def read_demand(
+    path: Path, percentile_rate: float, lengths: Lengths | None, model: str | None = None
+) -> Demand:
     """The demand of a trace file or a folder of request logs. Raises ConfigError.
 
     `percentile_rate`: the share of its minutes that the planned rate covers. `lengths`: for a rate
-    curve, which has none; None for a trace, which has its own.
+    curve, which has none; None for a trace, which has its own. `model`: one of a log's models.
     """
     if not 0.0 < percentile_rate <= 1.0:
         raise ConfigError(
             f"--trace-percentile-rate {percentile_rate:g}: allowed: a number above 0 and at most 1"
         )
-    workload = read_workload(path)
+    workload = read_workload(path, model)
     _check(workload, lengths)
     every = lengths or _mean_lengths(workload)
     slot_s = workload.end_s / max(1, round(workload.end_s / HOUR_S))

@@ -1,7 +1,8 @@
-"""Makes `planner_cases` and the random models of the policies' tests importable."""
+"""Makes `planner_cases`, the policies' random models and the rows of request logs importable."""
 
 import sys
 from pathlib import Path
 
 # importlib mode leaves test folders out
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "policies")]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / name) for name in ("planner", "policies", "request_log")]

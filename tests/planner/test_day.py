@@ -1,11 +1,15 @@
 """What a day costs: by a constant rate, by a trace, by the hour, in money and CO2."""
 
+from datetime import timedelta
+
 import pytest
+from log_rows import START, row
 from planner_cases import CHAT, SMALL, answer, document, run, write_profile
 from random_models import BANDS, H100
 
 from policies.core.errors import ConfigError
 from policies.core.types import SLO, Load, OperatingPoint
+from serve_app.request_log.row import ENCODER
 
 DAY_S = 86_400
 TARGETS = ("--tpot-ms", 30, *SMALL)
@@ -98,6 +102,22 @@ def test_a_trace_shorter_than_an_hour_is_one_slot(profile, tmp_path):
     load = Load(arrival_rate_per_s=1801 / 600, prompt_tokens=500.0, output_tokens=200.0)
     busy = H100.predict(OperatingPoint(num_replicas=1, max_num_active_seqs=160), load, SLO())
     assert day["joules"] == pytest.approx(busy.draw_watts * DAY_S, rel=1e-3)
+
+
+def test_request_logs_are_a_trace_of_one_of_their_models(profile, tmp_path):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    rows = [
+        row(i, start=START + timedelta(seconds=i), model=("a", "b")[i % 2]) for i in range(1200)
+    ]
+    lines = b"".join(ENCODER.encode(one) + b"\n" for one in rows)
+    (folder / "a.requests.jsonl").write_bytes(lines)
+    several = run(profile, "--trace", folder, *TARGETS)
+    assert "choose one by --model" in str(several.exception)
+    load = document(profile, "--trace", folder, "--model", "a", *TARGETS)["question"]["load"]
+    assert load["arrival_rate_per_s"] == pytest.approx(0.5)
+    assert (load["prompt_tokens"], load["output_tokens"]) == (100.0, 20.0)
+    assert "--model" in str(run(profile, *CHAT, "--model", "a").exception)
 
 
 def test_less_than_the_busiest_minute_may_be_planned_for(profile, tmp_path):

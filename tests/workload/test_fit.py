@@ -112,11 +112,16 @@ def test_the_figures_are_those_of_the_textbook(tmp_path, noise):
 
 
 def test_held_out_errors_are_of_rows_that_the_fit_has_not_seen(tmp_path):
-    given = [r for r in rows(noise=0.05, repeats=1) if r[4] != 4]
-    found = fitted(tmp_path, csv_text(given))
-    seen = [abs(found.workload.request_joules(p, o, b) / j - 1) for p, o, j, _, b in given]
-    assert found.energy.held_out_p95_ratio > 1.2 * float(np.percentile(seen, 95))
-    assert 0.02 < found.energy.held_out_median_ratio < 0.08
+    """Four terms from 24 rows of 5 % noise: unseen rows are missed by more than seen ones."""
+    held, seen = [], []
+    for seed in range(10):
+        given = [r for r in rows(noise=0.05, repeats=1, seed=seed) if r[4] != 4]
+        found = fitted(tmp_path, csv_text(given))
+        errors = [abs(found.workload.request_joules(p, o, b) / j - 1) for p, o, j, _, b in given]
+        held.append(found.energy.held_out_p95_ratio)
+        seen.append(float(np.percentile(errors, 95)))
+    assert float(np.mean(held)) > 1.15 * float(np.mean(seen))
+    assert 0.05 < float(np.mean(held)) < 0.2
 
 
 def test_repeats_are_no_new_evidence(tmp_path):
