@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from statistics import fmean
 
 import numpy as np
@@ -30,7 +31,10 @@ from serve_app.profiler.samples import Kind, Sample
 WIDE_GAP_RATIO = 0.6  # of the natural draw: the curve bends between here and there
 _ROUNDS = 6  # the share that the two have in common is small: they agree after two or three
 _AGREED = 1e-3  # of a speed: far below what is measured
-_KNEES = (0.5, 0.7, 0.9)  # starts: where all clocks are above the knee, nothing tells the way
+_DECODE_BOUNDS = ((0.2, 0.0), (1.0, 4.0))  # of knee and exponent
+# A knee that passes a measured clock bends the sum of squares: there are several minima.
+_DECODE_STARTS = tuple(product(np.linspace(0.4, 1.0, 13), (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)))
+_REFINED_STARTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,15 +128,17 @@ def compute_bound_response(
 
 
 def _binding(effects: Sequence[LimitEffect], natural_watts: float) -> list[LimitEffect]:
-    """The effects of the limits that bind and were measured at prompts. NotFitted: too few."""
-    kinds = {effect.kind for effect in effects}
+    """The effects of the limits that bind and were measured at prompts and at decode. NotFitted:
+    too few."""
+    limits = {e.limit_watts for e in effects}
     for kind in (Kind.PREFILL, Kind.DECODE):
-        if kind not in kinds:
+        here = {effect.limit_watts for effect in effects if effect.kind is kind}
+        if not here:
             raise NotFitted(f"no {kind.value} point was measured under a power limit")
-    limits = {e.limit_watts for e in effects if e.kind is Kind.PREFILL}
+        limits &= here
     binding = sorted(watts for watts in limits if watts < natural_watts)
     if len(binding) < MIN_LIMITS:
-        listed = ", ".join(f"{watts:g}" for watts in sorted(limits))
+        listed = ", ".join(f"{watts:g}" for watts in sorted(limits)) or "(none)"
         raise NotFitted(
             f"{len(binding)} of the power limits {listed} W bind: without one the GPU draws "
             f"{natural_watts:.0f} W at most; needed: {MIN_LIMITS} below that"
@@ -168,7 +174,10 @@ def _with_decode(
         limited = replace(power, cap_response=of(parameters))
         return np.asarray(np.log(_speed_ratios(decode, limited)) - measured)
 
-    tried = [least_squares(misses, (knee, 1.0), bounds=((0.2, 0.0), (1.0, 4.0))) for knee in _KNEES]
+    starts = sorted(_DECODE_STARTS, key=lambda start: float((misses(np.array(start)) ** 2).sum()))
+    tried = [
+        least_squares(misses, start, bounds=_DECODE_BOUNDS) for start in starts[:_REFINED_STARTS]
+    ]
     return of(min(tried, key=lambda found: float(found.cost)).x)
 
 
@@ -225,8 +234,8 @@ def _notes(
             draw_watts = max(effect.natural_draw_watts for effect in here)
             speed = fmean(effect.speed_ratio for effect in here)
             notes.append(
-                f"{watts:g} W is left out: inert, or not measured at prompts (natural draw "
-                f"{draw_watts:.0f} W, mean speed {speed:.2f})"
+                f"{watts:g} W is left out: inert, or not measured at prompts and decode (natural "
+                f"draw {draw_watts:.0f} W, mean speed {speed:.2f})"
             )
     highest_watts = max(fitted)
     if highest_watts < WIDE_GAP_RATIO * natural_watts:
