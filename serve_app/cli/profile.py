@@ -112,7 +112,7 @@ def profile(
     limits = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len, "seed": seed}
     common = ProfileSettings(
         model=model,
-        engine=_torch_engine(model, device, limits)
+        engine=_torch_engine(model, device, limits, threads=threads)
         if engine == "torch"
         else _vllm_engine(model, limits, threads=threads, kv_cache_gib=kv_cache_gib),
         samples=samples or out.with_name(f"{out.stem}.samples"),
@@ -150,11 +150,15 @@ def _vllm_engine(
     )
 
 
-def _torch_engine(shape: str, device: str, limits: Mapping[str, Any]) -> TorchEngineSettings:
+def _torch_engine(
+    shape: str, device: str, limits: Mapping[str, Any], *, threads: int
+) -> TorchEngineSettings:
     from serve_app.profiler.shapes import shape_of
     from serve_app.profiler.torch_settings import TorchEngineSettings
 
-    return TorchEngineSettings(name=shape, shape=shape_of(shape), device=device, **limits)
+    return TorchEngineSettings(
+        name=shape, shape=shape_of(shape), device=device, num_threads=threads, **limits
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,8 @@ def _contexts(settings: SweepSettings) -> list[tuple[int, int]]:
         elif rank == 1:
             wanted.append(max(4 * SHORT_CONTEXT_TOKENS, DEEP_KV_FILL_TOKENS // batch))
         room = int(KV_CAPACITY_SHARE * settings.kv_capacity_tokens) // batch - GROWTH_TOKENS
-        pairs += [(batch, min(tokens, longest)) for tokens in wanted if tokens <= room]
+        reached = [min(tokens, longest) for tokens in wanted]
+        pairs += [(batch, tokens) for tokens in reached if tokens <= room]
     return pairs
 
 

@@ -57,6 +57,8 @@ class TorchEngine:
         )
         self._last: tuple[Plan, Any] | None = None
         check_room(settings)
+        if settings.on_cpu:
+            torch.set_num_threads(settings.num_threads)
         with out_of_memory(f"{settings.name} is loaded"):
             self._load()
 
@@ -134,7 +136,7 @@ class TorchEngine:
 
     def last_samples(self) -> list[tuple[Sequence, Any]]:
         """The sequences that the last step sampled a token for, each with its logits [vocabulary].
-        They stand until the next step."""
+        They stand until the next step or `prepare`."""
         if self._last is None:
             return []
         plan, logits = self._last

@@ -47,6 +47,5 @@ def out_of_memory(what: str) -> Iterator[None]:
         if "out of memory" not in str(error):
             raise
         raise EngineError(
-            f"out of GPU memory while {what}: lower --max-num-seqs, --max-model-len or "
-            "--gpu-memory-utilization"
+            f"out of GPU memory while {what}: lower --max-num-seqs or --max-model-len"
         ) from error

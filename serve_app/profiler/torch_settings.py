@@ -19,7 +19,8 @@ DTYPES = ("bfloat16", "float32")
 class TorchEngineSettings:
     """Names as vLLM has them. `name`: of the shape. `enforce_eager`: no CUDA graphs (on a CPU there
     are none). `gpu_memory_utilization`: the share of the free memory that weights and KV cache may
-    take; the rest is for what a step computes in between, and for the graphs."""
+    take; the rest is for what a step computes in between, and for the graphs. `num_threads`: of
+    torch, where it computes on the CPU."""
 
     name: str
     shape: ModelShape
@@ -30,35 +31,28 @@ class TorchEngineSettings:
     max_num_batched_tokens: int = 2048
     gpu_memory_utilization: float = 0.9
     enforce_eager: bool = False
+    num_threads: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         longest = self.shape.max_position_embeddings
+        most = self.max_num_batched_tokens - 1  # a step has room for a prompt beside all others
+        share = self.gpu_memory_utilization
         for name, value, allowed, fits in (
-            ("device", self.device, ", ".join(DEVICES), self.device in DEVICES),
+            ("--device", self.device, ", ".join(DEVICES), self.device in DEVICES),
             ("dtype", self.dtype, ", ".join(DTYPES), self.dtype in DTYPES),
-            ("max-num-seqs", self.max_num_seqs, "1 or more", self.max_num_seqs >= 1),
+            ("--max-num-seqs", self.max_num_seqs, f"1 to {most}", 1 <= self.max_num_seqs <= most),
             (
-                "max-model-len",
+                "--max-model-len",
                 self.max_model_len,
                 f"2 to {longest} ({self.name})",
                 2 <= self.max_model_len <= longest,
             ),
-            (
-                "max-num-batched-tokens",
-                self.max_num_batched_tokens,
-                f"above --max-num-seqs ({self.max_num_seqs})",
-                self.max_num_batched_tokens > self.max_num_seqs,
-            ),
-            (
-                "gpu-memory-utilization",
-                self.gpu_memory_utilization,
-                "above 0, at most 1",
-                0.0 < self.gpu_memory_utilization <= 1.0,
-            ),
+            ("--threads", self.num_threads, "1 or more", self.num_threads >= 1),
+            ("gpu_memory_utilization", share, "above 0, at most 1", 0.0 < share <= 1.0),
         ):
             if not fits:
-                raise ConfigError(f"--{name}: {value}; allowed: {allowed}")
+                raise ConfigError(f"{name}: {value}; allowed: {allowed}")
 
     @property
     def on_cpu(self) -> bool:

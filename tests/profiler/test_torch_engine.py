@@ -1,4 +1,4 @@
-"""The torch engine on a tiny shape: its numbers against transformers', its steps, its refusals.
+"""The torch engine on a tiny shape: its numbers against a reference, its steps, its refusals.
 
 What needs a GPU (CUDA graphs) runs where there is one.
 """
@@ -12,21 +12,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from policies.core.errors import ConfigError, EngineError
+from policies.core.errors import EngineError
 from serve_app.meters import EnergyMeter
 from serve_app.meters.process_tree import ProcessTree
 from serve_app.profiler import probe
-from serve_app.profiler.batching import Batch, Sequence
 from serve_app.profiler.probe import Prober
 from serve_app.profiler.samples import Kind
 from serve_app.profiler.shapes import shape_of
-from serve_app.profiler.sweep import Point, Run, SweepSettings, design
+from serve_app.profiler.sweep import Point, Run
 from serve_app.profiler.torch_settings import TorchEngineSettings, open_torch_engine
 
 torch = pytest.importorskip("torch")
 
-from serve_app.profiler.torch_model import Decoder  # noqa: E402
-from serve_app.profiler.torch_step import Buckets  # noqa: E402
+from reference_decoder import Reference, transformers_model  # noqa: E402
 
 TINY = shape_of("tiny")
 NORMED = replace(TINY, model_type="qwen3", head_dim=32, tie_word_embeddings=True)
@@ -40,10 +38,9 @@ gpu = pytest.param(
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products gain nothing from threads, and tests share their machine."""
+def threads_as_found():
+    """The engine sets how many threads torch has in this process."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
@@ -61,63 +58,6 @@ def tiny(**changes):
     return TorchEngineSettings(**(base | changes))
 
 
-def oracle(settings):
-    """transformers' model of the same shape with the engine's weights, in float32 on the CPU."""
-    transformers = pytest.importorskip("transformers")
-    shape = settings.shape
-    names = {"llama": "Llama", "qwen3": "Qwen3"}[shape.model_type]
-    config = getattr(transformers, f"{names}Config")(
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        max_position_embeddings=shape.max_position_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        rms_norm_eps=shape.rms_norm_eps,
-        tie_word_embeddings=shape.tie_word_embeddings,
-        attn_implementation="eager",
-    )
-    model = getattr(transformers, f"{names}ForCausalLM")(config).eval().requires_grad_(False)
-    state = {name: part.float().cpu() for name, part in weights(settings).items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert set(missing) <= ({"lm_head.weight"} if shape.tie_word_embeddings else set())
-    return model
-
-
-def weights(settings):
-    """The engine's weights under transformers' names."""
-    shape = settings.shape
-    decoder = Decoder(
-        shape, 1, getattr(torch, settings.dtype), torch.device(settings.device), settings.seed
-    )
-    found = {"model.embed_tokens.weight": decoder.embedding, "model.norm.weight": decoder.norm}
-    if not shape.tie_word_embeddings:
-        found["lm_head.weight"] = decoder.head
-    sizes = [shape.num_attention_heads, shape.num_key_value_heads, shape.num_key_value_heads]
-    for index, layer in enumerate(decoder.layers):
-        q, k, v = layer.qkv.split([size * shape.head_dim for size in sizes])
-        gate, up = layer.gate_up.chunk(2)
-        parts = {
-            "self_attn.q_proj": q,
-            "self_attn.k_proj": k,
-            "self_attn.v_proj": v,
-            "self_attn.o_proj": layer.output,
-            "self_attn.q_norm": layer.query_norm,
-            "self_attn.k_norm": layer.key_norm,
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-            "mlp.down_proj": layer.down,
-            "input_layernorm": layer.attention_norm,
-            "post_attention_layernorm": layer.mlp_norm,
-        }
-        found |= {f"model.layers.{index}.{k}.weight": v for k, v in parts.items() if v is not None}
-    return found
-
-
 def compare(engine, model, tolerance):
     """Run to the end; each step's logits are those of a forward pass over the whole sequence.
     Returns how many were compared."""
@@ -127,7 +67,7 @@ def compare(engine, model, tolerance):
         for sequence, logits in engine.last_samples():
             if sequence.slot is not None:  # an ended one's tokens are gone
                 ids = engine.token_ids(sequence).cpu()
-                expected = model(ids[None, :-1]).logits[0, -1]
+                expected = model(ids[:-1])[-1]
                 torch.testing.assert_close(logits.float().cpu(), expected, atol=tolerance, rtol=0.0)
                 assert logits[ids[-1]] == logits.max()
                 compared += 1
@@ -144,7 +84,7 @@ def test_every_step_computes_what_a_forward_pass_over_the_whole_sequence_does(
     shape, dtype, tolerance, device
 ):
     settings = tiny(shape=shape, dtype=dtype, device=device)
-    model = oracle(settings)
+    model = Reference(settings)
     with open_torch_engine(settings) as engine:
         for request in REQUESTS:
             engine.add(*request)
@@ -159,6 +99,15 @@ def test_every_step_computes_what_a_forward_pass_over_the_whole_sequence_does(
         assert compare(engine, model, tolerance) == 6
     assert any(step.num_seqs > 1 and step.prefill_tokens for step in engine.steps)
     assert max(step.num_seqs for step in engine.steps) == settings.max_num_seqs
+
+
+@pytest.mark.slow  # transformers takes long to import
+@pytest.mark.parametrize("shape", [TINY, NORMED], ids=["llama", "qwen3"])
+def test_the_reference_is_transformers_model(shape):
+    settings = tiny(shape=shape)
+    ids = torch.randint(0, shape.vocab_size, (90,), generator=torch.Generator().manual_seed(3))
+    expected = transformers_model(settings)(ids[None]).logits[0]
+    torch.testing.assert_close(Reference(settings)(ids), expected, atol=1e-4, rtol=0.0)
 
 
 def test_a_prompt_in_one_chunk_and_in_many_gives_the_same():
@@ -228,7 +177,7 @@ def test_the_same_seed_gives_the_same_tokens_and_another_one_others():
 def test_a_deep_shape_stays_finite_in_bfloat16():
     shape = replace(TINY, num_hidden_layers=40)
     with open_torch_engine(tiny(shape=shape, dtype="bfloat16")) as engine:
-        engine.add(60, 40)
+        engine.add(60, 12)
         while engine.unfinished:
             engine.step()
             for _, logits in engine.last_samples():
@@ -314,59 +263,3 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_taken():
 def test_without_a_gpu_the_line_says_what_there_is():
     with pytest.raises(EngineError, match=r"torch \S+ finds no CUDA device; --device cpu"):
         open_torch_engine(tiny(device="cuda"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        ({"device": "tpu"}, "--device: tpu; allowed: cuda, cpu"),
-        ({"dtype": "int8"}, "--dtype: int8; allowed: bfloat16, float32"),
-        ({"max_num_seqs": 0}, "--max-num-seqs: 0; allowed: 1 or more"),
-        ({"max_model_len": 4097}, "--max-model-len: 4097; allowed: 2 to 4096 (tiny)"),
-        ({"max_num_batched_tokens": 5}, "--max-num-batched-tokens: 5; allowed: above --max-num"),
-        ({"gpu_memory_utilization": 1.1}, "--gpu-memory-utilization: 1.1; allowed: above 0, at"),
-    ],
-)
-def test_settings_out_of_range_name_the_option(changes, line):
-    with pytest.raises(ConfigError) as caught:
-        tiny(**changes)
-    assert str(caught.value).startswith(line)
-
-
-def test_sizes_are_rounded_up_a_little_and_never_beyond_the_limit():
-    buckets = Buckets(max_num_seqs=64, max_model_len=4096)
-    for n in range(1, 65):
-        assert n <= buckets.decode_rows(n) <= n + 3
-        assert Buckets(max_num_seqs=n, max_model_len=64).decode_rows(n) == n
-    last = 0
-    for tokens in range(1, 4097):
-        read = buckets.context_tokens(tokens)
-        assert max(tokens, last) <= read <= max(tokens + 63, 1.125 * tokens + 1)
-        assert read % 64 == 0
-        assert Buckets(max_num_seqs=1, max_model_len=tokens).context_tokens(tokens) == tokens
-        last = read
-
-
-@pytest.mark.parametrize(
-    "point", design(SweepSettings(max_num_seqs=24))[1:], ids=lambda point: point.name
-)
-def test_a_point_of_the_sweep_needs_no_graph_that_was_not_prepared(point):
-    buckets = Buckets(max_num_seqs=24, max_model_len=2048)
-    prepared = buckets.layouts_for(point.num_seqs, point.context_tokens, point.prompt_tokens)
-    batch, met = Batch(24, 2048), set()
-    for _ in range(point.num_seqs):
-        batch.add(
-            Sequence(prompt_tokens=point.context_tokens, output_tokens=2048 - point.context_tokens)
-        )
-    for step in range(500):
-        if point.prompt_tokens and step > point.num_seqs:
-            batch.add(Sequence(prompt_tokens=point.prompt_tokens, output_tokens=1))
-        plan = batch.plan()
-        if plan is not None and plan.prompt_tokens <= 512:
-            met.add(buckets.layout_of(plan))
-            assert plan.prompt_start == 0
-        if plan is not None:
-            batch.complete(plan)
-    assert met <= set(prepared)
-    assert all(layout.rows for layout in prepared)
-    assert len(prepared) <= 80  # each takes a moment to capture
