@@ -358,6 +358,8 @@ def test_a_replica_that_knows_nothing_yet_has_no_say():
     known = Correction(step_time_ratio=1.3, energy_ratio=0.9)
     assert fleet_correction([Correction(), known, Correction()], SETTINGS) == known
     assert fleet_correction([Correction(), Correction(at_bound=True)], SETTINGS) == Correction()
+    beyond = Correction(step_time_ratio=2.0, at_bound=True)
+    assert fleet_correction([Correction(), beyond, Correction()], SETTINGS) == beyond
     assert fleet_correction([], SETTINGS) == Correction()
 
 
