@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from policies.core.errors import ConfigError
 from policies.core.types import SLO, Bounds, ControlSettings, Mode
 from policies.model.bias import CorrectionSettings
+from serve_app.repository import REPOSITORY
 from serve_app.request_log.settings import RequestLogSettings
 
 PROFILE_DIR = Path("configs") / "profiles"
-REPOSITORY = Path(__file__).resolve().parent.parent
 _Model = TypeVar("_Model", bound=BaseModel)
 
 

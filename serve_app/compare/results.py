@@ -15,7 +15,7 @@ from serve_app.compare.options import CompareOptions
 from serve_app.compare.ratios import all_ratios
 from serve_app.compare.report import markdown, summary
 from serve_app.profiler.host import commit, host_facts, versions
-from serve_app.settings import REPOSITORY
+from serve_app.repository import REPOSITORY
 
 RESULTS = Path("docs") / "results"
 MANIFEST, ROWS, REPORT = "manifest.json", "rows.json", "report.md"

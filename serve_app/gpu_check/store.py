@@ -19,7 +19,7 @@ from serve_app.gpu_check.report import markdown
 from serve_app.gpu_check.run import CheckOptions, CheckRun
 from serve_app.gpu_check.sampling import Series
 from serve_app.profiler.host import commit, host_facts, versions
-from serve_app.settings import REPOSITORY
+from serve_app.repository import REPOSITORY
 
 RESULTS = Path("docs") / "results"
 SCHEMA_VERSION = 1

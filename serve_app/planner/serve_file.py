@@ -18,8 +18,9 @@ from policies.model.fitted import FittedModel
 from serve_app.models.catalog import KNOWN_MODELS
 from serve_app.planner.solve import Solution
 from serve_app.planner.words import kind_of, load_text
+from serve_app.repository import REPOSITORY
 from serve_app.resolve import IMPORT_PATH
-from serve_app.settings import PROFILE_DIR, REPOSITORY, PolicySettings, parse_energy, read_yaml
+from serve_app.settings import PROFILE_DIR, PolicySettings, parse_energy, read_yaml
 
 Section = dict[str, Any]
 TEMPLATE = REPOSITORY / "serve_config.yaml"

@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from policies.core.errors import ConfigError
-from serve_app.settings import REPOSITORY, parse_model, read_yaml
+from serve_app.repository import REPOSITORY
+from serve_app.settings import parse_model, read_yaml
 
 FACTS_FILE = REPOSITORY / "configs" / "published.yaml"
 _IDLE_PHASE = "phase1_0gb"  # a CUDA context and an empty memory; how full it is changes nothing
