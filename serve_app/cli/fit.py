@@ -52,19 +52,20 @@ def fit_folder(
 ) -> FittedModel:
     """Fit, write, draw, print; returns the model. ConfigError or NotFitted with the reason."""
     from serve_app.profiler import report
-    from serve_app.profiler.fit import fit as fit_samples
+    from serve_app.profiler.limited_fit import fit_all
     from serve_app.profiler.store import load_manifest, load_samples
 
     samples = load_samples(folder)
     identity = report.identity_of(out.stem, load_manifest(folder), samples, folder)
-    result = fit_samples(samples, identity, allow_disturbed=allow_disturbed)
+    whole = fit_all(samples, identity, allow_disturbed=allow_disturbed)
+    result = whole.base
     if picture is not None:
         from serve_app.profiler.picture import draw
 
         draw(result, samples, picture)
     basis = f"{result.latency.rows} samples of {result.latency.points} points"
     report.write_profile(result.model, out, command_line(), basis)
-    typer.echo(json.dumps(report.as_json(result), indent=2) if as_json else report.summary(result))
+    typer.echo(json.dumps(report.as_json(whole), indent=2) if as_json else report.summary(whole))
     typer.echo(f"wrote {out}", err=True)
     return result.model
 

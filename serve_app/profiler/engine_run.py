@@ -8,6 +8,7 @@ in `vllm_config`.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -36,6 +37,12 @@ class EngineSettings:
     seed: int = 0
     on_cpu: bool = True
     extra_args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that vLLM computes on, where it is not its CPU build."""
+        degrees = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+        return math.prod(int(self.extra_args.get(name, 1)) for name in degrees)
 
     def environment(self) -> dict[str, str]:
         """What must stand in the environment before vLLM is imported."""

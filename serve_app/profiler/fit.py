@@ -52,11 +52,13 @@ DOUBTFUL_RATIO = 0.15  # a region whose median held-out error is larger should n
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Whose model this is. `provenance` is written into the profile as it stands."""
+    """Whose model this is. `provenance` is written into the profile as it stands; `num_devices`:
+    GPUs of the replica, whose power limit and natural draw are each one's own."""
 
     name: str
     model: str
     provenance: Mapping[str, str]
+    num_devices: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,7 @@ def fit(
         model=identity.model,
         device=rows[0].device,
         latency=_latency_model(latency),
-        power=_power_model(power, idle_watts, _natural_draw_watts(metered)),
+        power=_power_model(power, idle_watts, metered, identity.num_devices),
         valid=_valid_range(rows),
         residuals=Residuals(
             step_time_median_ratio=latency.held_out_median_ratio,
@@ -154,13 +156,15 @@ def _latency_model(latency: Equation) -> LatencyModel:
 
 
 def _power_model(
-    power: Equation, idle_watts: float, natural_draw_watts: float | None
+    power: Equation, idle_watts: float, rows: Sequence[Sample], num_devices: int
 ) -> PowerModel:
     terms: dict[str, Any] = {name: power.value(name) for name in POWER_TERMS}
+    draws = [s.gpu_draw_watts for s in rows if s.gpu_draw_watts is not None]
     return PowerModel(
         idle_watts=idle_watts,
         knee_tokens=power.knee_tokens or 0.0,
-        natural_draw_watts=natural_draw_watts,
+        natural_draw_watts=max(draws) / num_devices if draws else None,
+        num_devices=num_devices,
         **terms,
     )
 
@@ -231,13 +235,6 @@ def _idle_watts(samples: Sequence[Sample]) -> float:
         reasons = sorted({s.reason for s in idle if s.reason}) or ["no idle sample"]
         raise NotFitted(f"idle draw was not measured: {'; '.join(reasons)}")
     return float(median(watts))
-
-
-def _natural_draw_watts(samples: Sequence[Sample]) -> float | None:
-    """The largest draw that a sensor saw; None for an estimate, which knows no hardware limit."""
-    draws = [s.draw_watts for s in samples if s.draw_watts is not None]
-    measured = all(s.source in {"counter", "integrated"} for s in samples)
-    return max(draws) if measured and draws else None
 
 
 def _valid_range(samples: Sequence[Sample]) -> ValidRange:

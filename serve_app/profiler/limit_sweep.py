@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from serve_app.actuators.limited_gpus import LimitedGpus
     from serve_app.profiler.probe import Prober
-    from serve_app.profiler.runner import Progress
     from serve_app.profiler.store import SampleStore
     from serve_app.profiler.sweep import Point
+    from serve_app.profiler.sweep_run import Progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

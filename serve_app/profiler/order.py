@@ -4,8 +4,10 @@ For a linear model with relative noise sigma the variance of the prediction at x
 v(x) = x' (X'X)^-1 x with every row divided by its step time. The run with the largest v adds most
 to det X'X (Wynn, 1970: the sequential D-optimal design), and sigma v^1/2 is how well the model is
 known where it is known least (G-optimality: the same design in the limit, Kiefer and Wolfowitz,
-1960). One of the nearly best is drawn at random, so that a drift of the machine does not look like
-a coefficient.
+1960). That design repeats the extremes and would never see where the equation itself is wrong, so
+every point is measured once before any is repeated, and the model is known well enough only when
+points that a fit has not seen say so too. One of the nearly best is drawn at random, so that a
+drift of the machine does not look like a coefficient.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serve_app.profiler import regression
-from serve_app.profiler.equation import BASE_TERMS
-from serve_app.profiler.samples import Kind, Phase
+from serve_app.profiler.equation import BASE_TERMS, columns, fit_best
+from serve_app.profiler.samples import Kind, Phase, unlimited
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from serve_app.profiler.sweep import Point, Run
 
 GOOD_ENOUGH_RATIO = 0.03  # 95 % half-width of the step time, everywhere in the sweep
+HELD_OUT_MEDIAN_RATIO = 0.08  # and on points that the fit has not seen the median error,
+HELD_OUT_P95_RATIO = 0.15  # and what 95 % of them stay within
 NEARLY_BEST_RATIO = 0.9
 NORMAL_95 = 1.96
 _KNOTS = (16.0, 128.0)  # wherever the knee is, it is told apart from a line by points around these
@@ -64,13 +68,26 @@ class RunOrder:
         sigma = max(float(1.4826 * np.median(errors)), regression.MIN_SCALE_RATIO)
         return NORMAL_95 * sigma * float(np.sqrt(self._variances(samples).max()))
 
+    def good_enough(self, samples: Sequence[Sample], target_ratio: float) -> bool:
+        """Whether the half-width is within `target_ratio` and the held-out errors are small."""
+        half_width = self.half_width_ratio(samples)
+        if half_width is None or half_width > target_ratio:
+            return False
+        rows = _measured(samples)
+        times = np.array([s.step_time_s for s in rows], dtype=np.float64)
+        points = [s.point for s in rows]
+        found = regression.held_out(columns(rows), times, points, repeats=2, fit=fit_best)
+        return found.median <= HELD_OUT_MEDIAN_RATIO and found.p95 <= HELD_OUT_P95_RATIO
+
     def _most_informative(self, samples: Sequence[Sample]) -> Run:
         variances = dict(zip(self._points, self._variances(samples), strict=True))
-        scores = [variances.get(run.point, 0.0) for run in self._left]
+        first = min(run.repeat for run in self._left)
+        wanted = [run for run in self._left if run.repeat == first]
+        scores = [variances.get(run.point, 0.0) for run in wanted]
         least = NEARLY_BEST_RATIO * max(scores)
-        best = [run for run, score in zip(self._left, scores, strict=True) if score >= least]
-        first = min(run.repeat for run in best)
-        return self._random.choice([run for run in best if run.repeat == first])
+        return self._random.choice(
+            [run for run, score in zip(wanted, scores, strict=True) if score >= least]
+        )
 
     def _variances(self, samples: Sequence[Sample]) -> Floats:
         """v(x) of each point."""
@@ -94,7 +111,11 @@ class RunOrder:
 
 
 def _measured(samples: Sequence[Sample]) -> list[Sample]:
-    return [s for s in samples if s.kind is not Kind.IDLE and s.phase is Phase.STEADY and s.steady]
+    return [
+        s
+        for s in unlimited(samples)
+        if s.kind is not Kind.IDLE and s.phase is Phase.STEADY and s.steady
+    ]
 
 
 def _features(point: Point) -> tuple[float, float, float, float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serve_app.drawing import check_format, matplotlib, save
-from serve_app.profiler.samples import Kind, Phase, Sample
+from serve_app.profiler.samples import Kind, Phase, Sample, unlimited
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ _GREY = "#999999"
 def draw(result: FitResult, samples: Sequence[Sample], path: Path) -> None:
     """Write the picture; the ending says the format. Raises ConfigError."""
     check_format(path)
-    rows = [s for s in samples if s.kind is not Kind.IDLE and s.phase is Phase.STEADY]
+    rows = [s for s in unlimited(samples) if s.kind is not Kind.IDLE and s.phase is Phase.STEADY]
     figure = matplotlib("figure").Figure(figsize=(11, 7.5), layout="constrained", dpi=120)
     model = result.model
     figure.suptitle(

@@ -46,10 +46,12 @@ class SweepProgress:
         self._console.print(text, highlight=False)
 
     def begin(self, total_s: float) -> None:
-        """The sweep begins and is expected to take this long, seconds."""
+        """A sweep begins and is expected to take this long, seconds."""
         self.say(f"measuring for about {total_s:.0f} s")
-        self._total_s = total_s
+        self._total_s, self._done_s = total_s, 0.0
         self._bar.start()
+        if self._task is not None:
+            self._bar.remove_task(self._task)
         self._task = self._bar.add_task("", total=total_s)
 
     def advance(self, done_s: float, text: str) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from policies.model.fitted import WORST_TRUSTED, FittedModel
 from serve_app.profiler.fit import DOUBTFUL_RATIO, FitResult, Identity
+from serve_app.profiler.limits_text import limit_lines
 from serve_app.profiler.store import SAMPLES
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from serve_app.profiler.equation import Equation
+    from serve_app.profiler.limited_fit import WholeFit
     from serve_app.profiler.samples import Sample
 
 WIDTH = 88
@@ -46,7 +48,12 @@ def identity_of(
         "disturbed_samples": f"{sum(not s.steady for s in samples)} of {len(samples)}",
         "samples_sha256": digest,
     }
-    return Identity(name=name, model=str(manifest.get("model", "unknown")), provenance=provenance)
+    return Identity(
+        name=name,
+        model=str(manifest.get("model", "unknown")),
+        provenance=provenance,
+        num_devices=max(1, len((manifest.get("gpus") or {}).get("devices", ()))),
+    )
 
 
 def write_profile(model: FittedModel, out: Path, command: str, basis: str) -> None:
@@ -66,8 +73,9 @@ def write_profile(model: FittedModel, out: Path, command: str, basis: str) -> No
     draft.replace(out)
 
 
-def as_json(result: FitResult) -> dict[str, Any]:
+def as_json(whole: WholeFit) -> dict[str, Any]:
     """The fit with all of its statistics as plain data."""
+    result = whole.base
     return {
         "profile": result.model.to_dict(),
         "trusted": result.model.trusted,
@@ -78,11 +86,14 @@ def as_json(result: FitResult) -> dict[str, Any]:
         ],
         "learned": [dataclasses.asdict(learned) for learned in result.learned],
         "unsteady": list(result.unsteady),
+        "power_limit": dataclasses.asdict(whole.limits) if whole.limits else None,
+        "power_limit_refusal": whole.refusal or None,
     }
 
 
-def summary(result: FitResult) -> str:
+def summary(whole: WholeFit) -> str:
     """The fit as a text table in the manner of statsmodels."""
+    result = whole.base
     model = result.model
     valid = model.valid
     reach = (
@@ -95,6 +106,10 @@ def summary(result: FitResult) -> str:
     for equation in (result.latency, result.power):
         lines += _equation(equation)
     lines += _regions(result)
+    if whole.limits:
+        lines += ["=" * WIDTH, *limit_lines(whole.limits)]
+    if whole.refusal:
+        lines += ["=" * WIDTH, f"power limits: no response is fitted: {whole.refusal}"]
     lines += ["=" * WIDTH, verdict(result), "=" * WIDTH]
     return "\n".join(lines)
 
@@ -129,7 +144,6 @@ def _equation(equation: Equation) -> list[str]:
         f"{t.name:<30}{t.value:>12.4g}{t.standard_error:>12.2g}{t.low:>12.4g}{t.high:>12.4g}"
         for t in equation.terms
     ]
-    lines += []
     if equation.knee_tokens is not None:
         lines.append(f"knee at {equation.knee_tokens:g} tokens per step")
     lines += [

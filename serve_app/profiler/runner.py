@@ -3,50 +3,45 @@
 from __future__ import annotations
 
 import os
-import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from policies.core.errors import ConfigError
+from serve_app.actuators import limit_record
+from serve_app.actuators.limited_gpus import LimitedGpus
 from serve_app.meters import EnergyMeter, EstimateSettings, MeterOptions
 from serve_app.meters.process_tree import ProcessTree
 from serve_app.profiler import host
 from serve_app.profiler.engine_run import EngineSettings, ProfiledEngine
-from serve_app.profiler.order import GOOD_ENOUGH_RATIO, RunOrder
-from serve_app.profiler.plan import Timing, run_seconds, window_seconds
+from serve_app.profiler.limit_sweep import LimitOutcome, LimitSweep, sweep_limits
+from serve_app.profiler.limits import OPTION, PERMISSION, check_limits, limit_points
+from serve_app.profiler.order import GOOD_ENOUGH_RATIO
+from serve_app.profiler.plan import Timing
 from serve_app.profiler.probe import Prober
 from serve_app.profiler.store import SampleStore
-from serve_app.profiler.sweep import Run, SweepSettings, schedule
+from serve_app.profiler.sweep import SweepSettings
+from serve_app.profiler.sweep_run import SweepEnding, SweepOutcome, sweep
 from serve_app.profiler.torch_settings import TorchEngineSettings, open_torch_engine
-from serve_app.settings import REPOSITORY
+from serve_app.repository import REPOSITORY
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Protocol
 
     from serve_app.profiler.engine import Engine
-    from serve_app.profiler.samples import Sample
-    from serve_app.profiler.steps import Step
-
-    class Progress(Protocol):
-        """Who is told how far the sweep is."""
-
-        def say(self, text: str) -> None:
-            """One line about what begins now."""
-
-        def begin(self, total_s: float) -> None:
-            """The sweep begins and is expected to take this long."""
-
-        def advance(self, done_s: float, text: str) -> None:
-            """A run has ended that was expected to take `done_s`; `text` says which."""
+    from serve_app.profiler.sweep_run import Progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileSettings:
     """What to profile, and how long. `model`: the name to write into the profile. The budget covers
-    the sweep, not the start of the engine. A disturbed run is repeated once, in what time is left,
-    unless `allow_disturbed`. The sweep ends early when the step time is known to
-    `target_error_ratio` everywhere."""
+    the sweep, not the start of the engine; a sweep over power limits has as much again. A disturbed
+    run is repeated once, in what time is left, unless `allow_disturbed`. The sweep ends early when
+    the step time is known to `target_error_ratio` everywhere.
+
+    `power_limits_watts`: those of `limits.parse_limits`, which the user allowed; empty = none is
+    set."""
 
     model: str
     engine: EngineSettings | TorchEngineSettings
@@ -58,38 +53,80 @@ class ProfileSettings:
     target_error_ratio: float = GOOD_ENOUGH_RATIO
     allow_disturbed: bool = False
     estimate: EstimateSettings = field(default_factory=EstimateSettings)
+    power_limits_watts: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SweepOutcome:
-    """How a sweep ended: runs measured now, found measured already, disturbed, left out for time,
-    and spared because the model was known well enough (`half_width_ratio`: of the step time, 95 %,
-    where it is known least; None = too few points to tell)."""
-
-    measured: int
-    resumed: int
-    disturbed: tuple[str, ...]
-    skipped: tuple[str, ...]
-    spared: int
-    half_width_ratio: float | None
-    sweep_s: float
-
-
-def run_profile(settings: ProfileSettings, progress: Progress) -> SweepOutcome:
-    """Measures every point that is not in the folder yet. Raises ConfigError, EngineError or
-    MeterError; the folder keeps what was measured until then."""
-    # Options and folder are checked before the minute that an engine takes to start.
+def run_profile(
+    settings: ProfileSettings, progress: Progress
+) -> tuple[SweepOutcome, LimitOutcome | None]:
+    """Measures every point that is not in the folder yet; then under power limits, if any are asked
+    for. Raises ConfigError, EngineError, MeterError, ActuationError; the folder keeps what was
+    measured until then, and the power limits are as they were found."""
+    # Options, limits and folder are checked before the minute that an engine takes to start.
     sweep_settings(settings)
-    with EnergyMeter(options=MeterOptions(estimate=settings.estimate)) as meter:
+    with ExitStack() as stack:
+        meter = stack.enter_context(EnergyMeter(options=MeterOptions(estimate=settings.estimate)))
+        host.check_scope(meter, settings.engine)
         device = host.device_name(meter, on_cpu=settings.engine.on_cpu)
+        gpus = _limited(settings, meter, progress, stack)
+        limits = _checked(settings.power_limits_watts, gpus) if gpus else ()
         store = SampleStore(settings.samples, _manifest(settings, meter, device))
         name = "torch" if isinstance(settings.engine, TorchEngineSettings) else "vLLM"
         progress.say(f"starting {name} on {device} with {settings.model}")
-        with _open(settings.engine) as engine:
-            store.describe("engine", engine.facts())
-            return _sweep(
-                settings, Prober(engine, meter, ProcessTree(os.getpid()), device), store, progress
-            )
+        engine = stack.enter_context(_open(settings.engine))
+        store.describe("engine", engine.facts())
+        prober = Prober(engine, meter, ProcessTree(os.getpid()), device)
+        progress.say("warming up")
+        timing = Timing(prefill_tokens_per_s=prober.warm_up(), budget_s=settings.duration_budget_s)
+        points = replace(
+            sweep_settings(settings),
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            kv_capacity_tokens=engine.kv_capacity_tokens,
+        )
+        ending = SweepEnding(
+            target_error_ratio=settings.target_error_ratio,
+            allow_disturbed=settings.allow_disturbed,
+        )
+        outcome = sweep(points, timing, ending, prober, store, progress)
+        if gpus is None:
+            return outcome, None
+        store.describe("power_limits", {"reference_watts": gpus.reference_watts, "watts": limits})
+        wanted = LimitSweep(
+            limits_watts=limits, points=limit_points(points), timing=timing, seed=settings.seed
+        )
+        limited = sweep_limits(prober, store, gpus, wanted, progress)
+        store.write_parquet()
+        return outcome, limited
+
+
+def _limited(
+    settings: ProfileSettings, meter: EnergyMeter, progress: Progress, stack: ExitStack
+) -> LimitedGpus | None:
+    """The GPUs, ready to be limited until the profile ends; None where no limit was asked for.
+
+    ConfigError where a killed run's limits still hold: they would be taken for the machine's own.
+    """
+    if settings.power_limits_watts:
+        if settings.engine.on_cpu:
+            raise ConfigError(f"{OPTION}: the engine computes on the CPU: no GPU to limit")
+        uuids = [device.id for device in meter.devices() if device.kind == "gpu"]
+        state_file = limit_record.STATE_FILE
+        return stack.enter_context(LimitedGpus(uuids, say=progress.say, state_file=state_file))
+    left_over = not settings.engine.on_cpu and limit_record.read_record(limit_record.STATE_FILE)
+    if left_over:
+        raise ConfigError(
+            f"{limit_record.STATE_FILE}: a run that set power limits has not put them back. Wait "
+            f"for it, or put them back: the next run with {OPTION} and {PERMISSION} begins with it"
+        )
+    return None
+
+
+def _checked(limits: tuple[float, ...], gpus: LimitedGpus) -> tuple[float, ...]:
+    """The limits to measure; ConfigError or ActuationRefused for one that cannot be."""
+    below = check_limits(limits, gpus.reference_watts)
+    for watts in below:
+        gpus.check(watts)
+    return below
 
 
 def _open(settings: EngineSettings | TorchEngineSettings) -> Engine:
@@ -105,82 +142,6 @@ def sweep_settings(settings: ProfileSettings) -> SweepSettings:
         max_model_len=settings.engine.max_model_len,
         repeats=settings.repeats,
         seed=settings.seed,
-    )
-
-
-def _sweep(
-    settings: ProfileSettings, prober: Prober, store: SampleStore, progress: Progress
-) -> SweepOutcome:
-    progress.say("warming up")
-    timing = Timing(prefill_tokens_per_s=prober.warm_up(), budget_s=settings.duration_budget_s)
-    engine = prober.engine
-    runs = schedule(
-        replace(
-            sweep_settings(settings),
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            kv_capacity_tokens=engine.kv_capacity_tokens,
-        )
-    )
-    todo = [run for run in runs if (run.point.name, run.repeat) not in store.done]
-    prober.window_s = window_seconds(todo, timing)
-    expected = {run: run_seconds(run, timing, prober.window_s) for run in todo}
-    progress.begin(min(sum(expected.values()), settings.duration_budget_s))
-    order = RunOrder(todo, settings.seed)
-    started_s = time.monotonic()
-    measured, disturbed, skipped = 0, [], []
-    half_width = order.half_width_ratio(store.samples)
-    while (run := order.take(store.samples)) is not None:
-        label = f"{run.point.name} #{run.repeat}"
-        elapsed_s = time.monotonic() - started_s
-        if elapsed_s + expected[run] > settings.duration_budget_s:
-            skipped.append(label)
-            continue
-        spare_s = settings.duration_budget_s - elapsed_s - 2 * expected[run]
-        again = spare_s > 0.0 and not settings.allow_disturbed
-        samples, steps = _steadiest(prober, run, attempts=2 if again else 1)
-        store.append(samples, steps)
-        measured += 1
-        if not all(sample.steady for sample in samples):
-            disturbed.append(label)
-        half_width = order.half_width_ratio(store.samples)
-        progress.advance(expected[run], _known(label, half_width))
-        if half_width is not None and half_width <= settings.target_error_ratio:
-            break
-    store.write_parquet()
-    return SweepOutcome(
-        measured=measured,
-        resumed=len(runs) - len(todo),
-        disturbed=tuple(disturbed),
-        skipped=tuple(skipped),
-        spared=len(todo) - measured - len(skipped),
-        half_width_ratio=half_width,
-        sweep_s=time.monotonic() - started_s,
-    )
-
-
-def _known(label: str, half_width: float | None) -> str:
-    return label if half_width is None else f"{label} (known to {half_width:.1%})"
-
-
-def _steadiest(prober: Prober, run: Run, *, attempts: int) -> tuple[list[Sample], list[Step]]:
-    """The run; repeated while it is disturbed, and the steadiest kept."""
-    best: tuple[list[Sample], list[Step]] = ([], [])
-    for attempt in range(attempts):
-        samples, steps = prober.measure(run)
-        if attempt == 0 or _disturbance(samples) < _disturbance(best[0]):
-            best = (samples, steps)
-        if all(sample.steady for sample in samples):
-            break
-    return best
-
-
-def _disturbance(samples: list[Sample]) -> float:
-    steady = samples[0]
-    foreign_s = steady.foreign_cpu_s or 0.0
-    return (
-        abs(steady.drift_ratio or 0.0)
-        + steady.outlier_steps / max(steady.steps, 1.0)
-        + foreign_s / steady.window_s
     )
 
 
@@ -207,6 +168,7 @@ def _manifest(settings: ProfileSettings, meter: EnergyMeter, device: str) -> dic
             "unavailable": meter.unavailable,
         },
         "host": host.host_facts(),
+        "gpus": None if engine.on_cpu else host.gpu_facts(),
         "versions": host.versions(),
         "source": host.commit(REPOSITORY),
         "command": settings.command,

@@ -59,6 +59,11 @@ class TorchEngineSettings:
         """Whether the engine runs on the CPU."""
         return self.device == "cpu"
 
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that it computes on, where the device is one."""
+        return 1
+
     def environment(self) -> dict[str, str]:
         """What must stand in the environment before torch is imported: nothing."""
         return {}

@@ -147,3 +147,12 @@ def test_profile_measures_a_shape_on_the_torch_engine(run, tmp_path):
     done = run("profile", "tiny", "--out", out, "--engine", "torch", "--vary", "x=[1, 2]")
     assert done.exit_code == 2
     assert "not with --engine torch" in done.stderr
+
+
+def test_power_limits_of_an_engine_on_the_cpu_are_refused(run, tmp_path):
+    limits = "--power-limits-watts 300,400,500 --allow-setting-power-limits"
+    options = f"--engine torch --device cpu {limits}".split()
+    done = run("profile", "tiny", "--out", tmp_path / "p.yaml", *options)
+    assert done.exit_code == 2
+    assert "no GPU to limit" in done.stderr
+    assert list(tmp_path.iterdir()) == []

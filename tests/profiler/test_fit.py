@@ -111,12 +111,14 @@ def test_samples_under_a_power_limit_do_not_enter():
     assert fit([*samples, *limited], WHO) == fit(samples, WHO)
 
 
-def test_natural_draw_is_known_only_from_a_sensor():
+def test_natural_draw_is_each_gpus_own_and_known_only_from_its_sensor():
     samples = planted_samples()
     assert fit(samples, WHO).model.power.natural_draw_watts is None
-    sensed = [replace(s, source="counter") for s in samples]
-    most = max(s.draw_watts for s in samples)
-    assert fit(sensed, WHO).model.power.natural_draw_watts == pytest.approx(most)
+    sensed = [replace(s, gpu_draw_watts=100.0 * s.draw_watts) for s in samples]
+    most = max(s.gpu_draw_watts for s in sensed if s.kind is not Kind.IDLE)
+    power = fit(sensed, replace(WHO, num_devices=4)).model.power
+    assert power.natural_draw_watts == pytest.approx(most / 4)
+    assert power.num_devices == 4
 
 
 def only(*kinds):

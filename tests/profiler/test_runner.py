@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from profiler_planted import LATENCY, planted_samples
 
-from serve_app.profiler import runner
-from serve_app.profiler.engine_run import EngineSettings
+from serve_app.profiler import sweep_run
 from serve_app.profiler.fit import Identity, fit
+from serve_app.profiler.plan import Timing
 from serve_app.profiler.steps import Step
 from serve_app.profiler.store import SampleStore, load_samples
+from serve_app.profiler.sweep import SweepSettings
 
 MANIFEST = {"device": "planted", "config": {}}
 
@@ -21,15 +21,11 @@ class PlantedProber:
     """Answers every run from planted samples; `spoil` makes the first try at these points unsteady."""
 
     def __init__(self, *, speed=700.0, spoil=()):
-        self.engine = SimpleNamespace(max_num_batched_tokens=2048, kv_capacity_tokens=46_592)
         self.window_s = 1.0
         self.measured = []
-        self._speed = speed
+        self.speed = speed
         self._spoil = set(spoil)
         self._samples = {(s.point, s.repeat): s for s in planted_samples(repeats=3)}
-
-    def warm_up(self):
-        return self._speed
 
     def measure(self, run):
         name = run.point.name
@@ -56,17 +52,15 @@ class Log:
 
 
 def sweep(tmp_path, prober, *, budget_s=3000.0, repeats=1, target=1e-9):
-    settings = runner.ProfileSettings(
-        model="planted",
-        engine=EngineSettings(model_path="planted"),
-        samples=tmp_path,
-        command="test",
-        repeats=repeats,
-        duration_budget_s=budget_s,
-        target_error_ratio=target,
-    )
     log = Log()
-    outcome = runner._sweep(settings, prober, SampleStore(tmp_path, MANIFEST), log)
+    outcome = sweep_run.sweep(
+        SweepSettings(max_num_batched_tokens=2048, kv_capacity_tokens=46_592, repeats=repeats),
+        Timing(prefill_tokens_per_s=prober.speed, budget_s=budget_s),
+        sweep_run.SweepEnding(target_error_ratio=target),
+        prober,
+        SampleStore(tmp_path, MANIFEST),
+        log,
+    )
     assert 0.0 < log.total_s <= budget_s
     return outcome
 
