@@ -58,7 +58,7 @@ def profile(
     target_error: Annotated[
         float, typer.Option(help="End early when the step time is known so well (95 %), a share.")
     ] = 0.03,
-    repeats: Annotated[int, typer.Option(help="How often a point is measured at most.")] = 3,
+    repeats: Annotated[int, typer.Option(help="How often a point is measured at most.")] = 6,
     seed: Annotated[int, typer.Option(help="Of the order and of the prompts.")] = 0,
     engine_arg: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE of vLLM's EngineArgs (repeatable).")
@@ -291,6 +291,8 @@ def _report(outcome: SweepOutcome, folder: Path) -> None:
             f"left out for time: {', '.join(outcome.skipped)}; run the command again to add them",
             err=True,
         )
+    if outcome.skipped_repeats:
+        typer.echo(f"left out for time: {outcome.skipped_repeats} repeats", err=True)
 
 
 def _report_limits(outcome: LimitOutcome) -> None:

@@ -6,13 +6,16 @@ to det X'X (Wynn, 1970: the sequential D-optimal design), and sigma v^1/2 is how
 known where it is known least (G-optimality: the same design in the limit, Kiefer and Wolfowitz,
 1960). That design repeats the extremes and would never see where the equation itself is wrong, so
 every point is measured once before any is repeated, and the model is known well enough only when
-points that a fit has not seen say so too. One of the nearly best is drawn at random, so that a
-drift of the machine does not look like a coefficient.
+points that a fit has not seen say so too. A repeat is worth what it takes off the variance of its
+point's mean, sigma^2 (1/k - 1/(k + 1)), per second that it takes: k goes as 1 / cost^1/2 (Neyman,
+1934), and cheap points are seen in more of the states that a shared machine goes through. One of
+the nearly best is drawn at random, so that a drift of the machine does not look like a coefficient.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +25,7 @@ from serve_app.profiler.equation import BASE_TERMS, columns, fit_best
 from serve_app.profiler.samples import Kind, Phase, unlimited
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from serve_app.profiler.regression import Floats
     from serve_app.profiler.samples import Sample
@@ -40,10 +43,12 @@ _STEP_FLOOR_TOKENS = 32.0
 
 
 class RunOrder:
-    """Picks from `runs`, which it uses up. Idle points come first: energy rests on them."""
+    """Picks from `runs`, of which each is given with the seconds it takes, and uses them up. Idle
+    points come first: energy rests on them."""
 
-    def __init__(self, runs: Sequence[Run], seed: int) -> None:
+    def __init__(self, runs: Mapping[Run, float], seed: int) -> None:
         self._left = list(runs)
+        self._seconds = runs
         self._points = list(dict.fromkeys(r.point for r in runs if r.point.kind is not Kind.IDLE))
         self._random = random.Random(seed)  # noqa: S311  (an order, not a secret)
 
@@ -52,7 +57,10 @@ class RunOrder:
         if not self._left:
             return None
         idle = next((r for r in self._left if r.point.kind is Kind.IDLE and r.repeat == 1), None)
-        run = idle or self._most_informative(samples)
+        if idle is None and self._left[0].repeat == 1:
+            run = self._most_informative(samples)
+        else:
+            run = idle or self._most_worth_repeating(samples)
         self._left.remove(run)
         return run
 
@@ -81,13 +89,21 @@ class RunOrder:
 
     def _most_informative(self, samples: Sequence[Sample]) -> Run:
         variances = dict(zip(self._points, self._variances(samples), strict=True))
-        first = min(run.repeat for run in self._left)
-        wanted = [run for run in self._left if run.repeat == first]
-        scores = [variances.get(run.point, 0.0) for run in wanted]
-        least = NEARLY_BEST_RATIO * max(scores)
-        return self._random.choice(
-            [run for run, score in zip(wanted, scores, strict=True) if score >= least]
+        return self._nearly_best(
+            {run: variances[run.point] for run in self._left if run.repeat == 1}
         )
+
+    def _most_worth_repeating(self, samples: Sequence[Sample]) -> Run:
+        times = Counter(s.point for s in unlimited(samples) if s.phase is Phase.STEADY and s.steady)
+        worth = {}
+        for run in {run.point: run for run in reversed(self._left)}.values():
+            seen = max(1, times[run.point.name])
+            worth[run] = (1.0 / seen - 1.0 / (seen + 1)) / self._seconds[run]
+        return self._nearly_best(worth)
+
+    def _nearly_best(self, scores: Mapping[Run, float]) -> Run:
+        least = NEARLY_BEST_RATIO * max(scores.values())
+        return self._random.choice([run for run, score in scores.items() if score >= least])
 
     def _variances(self, samples: Sequence[Sample]) -> Floats:
         """v(x) of each point."""

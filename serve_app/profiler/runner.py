@@ -47,7 +47,7 @@ class ProfileSettings:
     engine: EngineSettings | TorchEngineSettings
     samples: Path
     command: str
-    repeats: int = 3
+    repeats: int = 6
     seed: int = 0
     duration_budget_s: float = 720.0
     target_error_ratio: float = GOOD_ENOUGH_RATIO

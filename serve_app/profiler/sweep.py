@@ -14,7 +14,7 @@ KV_FILL_TOKENS = 8192  # long contexts of one batch together; their prefill is m
 DEEP_KV_FILL_TOKENS = 16384  # one point reaches further, so that b is not extrapolated far
 KV_CAPACITY_SHARE = 0.8
 GROWTH_TOKENS = 160  # generated while a decode point is measured, at most a KV block more
-PREFILL_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+PREFILL_TOKENS = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048)
 MIXED = ((4, 64), (8, 256), (16, 32), (16, 128), (32, 64))  # (decoding sequences, prompt tokens)
 
 

@@ -42,14 +42,16 @@ class SweepEnding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepOutcome:
-    """How a sweep ended: runs measured now, found measured already, disturbed, left out for time,
-    and spared because the model was known well enough (`half_width_ratio`: of the step time, 95 %,
-    where it is known least; None = too few points to tell)."""
+    """How a sweep ended: runs measured now, found measured already, disturbed, points left out for
+    time, repeats left out for time, and spared because the model was known well enough
+    (`half_width_ratio`: of the step time, 95 %, where it is known least; None = too few points to
+    tell)."""
 
     measured: int
     resumed: int
     disturbed: tuple[str, ...]
     skipped: tuple[str, ...]
+    skipped_repeats: int
     spared: int
     half_width_ratio: float | None
     sweep_s: float
@@ -69,15 +71,19 @@ def sweep(  # noqa: PLR0913, PLR0917  (the parts that are brought together)
     prober.window_s = window_seconds(todo, timing)
     expected = {run: run_seconds(run, timing, prober.window_s) for run in todo}
     progress.begin(min(sum(expected.values()), timing.budget_s))
-    order = RunOrder(todo, points.seed)
+    order = RunOrder(expected, points.seed)
     started_s = time.monotonic()
-    measured, disturbed, skipped = 0, [], []
+    measured, skipped_repeats = 0, 0
+    disturbed, skipped = [], []
     half_width = order.half_width_ratio(store.samples)
     while (run := order.take(store.samples)) is not None:
         label = f"{run.point.name} #{run.repeat}"
         elapsed_s = time.monotonic() - started_s
         if elapsed_s + expected[run] > timing.budget_s:
-            skipped.append(label)
+            if run.repeat == 1:
+                skipped.append(run.point.name)
+            else:
+                skipped_repeats += 1
             continue
         spare_s = timing.budget_s - elapsed_s - 2 * expected[run]
         again = spare_s > 0.0 and not ending.allow_disturbed
@@ -96,7 +102,8 @@ def sweep(  # noqa: PLR0913, PLR0917  (the parts that are brought together)
         resumed=len(runs) - len(todo),
         disturbed=tuple(disturbed),
         skipped=tuple(skipped),
-        spared=len(todo) - measured - len(skipped),
+        skipped_repeats=skipped_repeats,
+        spared=len(todo) - measured - len(skipped) - skipped_repeats,
         half_width_ratio=half_width,
         sweep_s=time.monotonic() - started_s,
     )
