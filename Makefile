@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.jouleserve-installed
+CPU_PROFILE := docs/results/profile-smollm2-135m-cpu
+DATA ?= ../shared/data
 # Nobody phones home, and no model hub is asked: the default model comes from a package.
 export HF_HUB_OFFLINE := 1
 export VLLM_NO_USAGE_STATS := 1
@@ -10,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean gpu-check rapl-wraps nvml-cycle metering-cost log-cost oracle-aiperf
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published rapl-wraps nvml-cycle metering-cost log-cost oracle-aiperf
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,11 +38,22 @@ check: $(STAMP) ## Linters, types, import rules, generated docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m serve_app.observers.docs --check
+	$(BIN)/python -m serve_app.profiler.shipped --check
 
-gpu-check: $(STAMP) ## Check the meter of this machine's NVIDIA GPUs (only reads); without one, its tests
-	@if [ -e /dev/nvidiactl ]; then exec $(BIN)/jouleserve gpu-check; else \
-	  echo "no NVIDIA GPU here: running the check against the fake library"; \
-	  exec $(BIN)/python -m pytest -q tests/gpu_check; fi
+gpu-check: ## Meter, engine and profile of this machine's NVIDIA GPU (sets nothing); without one, their tests
+	@if [ -e /dev/nvidiactl ]; then PYTHON=$(PYTHON) exec bash scripts/gpu_check.sh; fi; \
+	echo "no NVIDIA GPU here: running the tests of the check, against the fake library"; \
+	$(MAKE) --no-print-directory setup && exec $(BIN)/python -m pytest -q tests/gpu_check \
+	  tests/profiler/test_torch_engine.py tests/profiler/test_torch_step.py tests/profiler/test_batching.py
+
+profile-cpu: $(STAMP) ## Measure SmolLM2 on this CPU anew (15 minutes; nothing else may run) and fit its profile
+	rm -rf $(CPU_PROFILE)
+	$(BIN)/jouleserve profile smollm2-135m-instruct --out configs/profiles/smollm2-135m-instruct@cpu.yaml \
+	  --samples $(CPU_PROFILE) --picture $(CPU_PROFILE)/fit.png > .fit.txt; status=$$?; \
+	  mv .fit.txt $(CPU_PROFILE)/fit.txt; cat $(CPU_PROFILE)/fit.txt; exit $$status
+
+published: $(STAMP) ## Fit the GPU profiles to published tables, DATA=folder (see configs/published.yaml)
+	$(BIN)/jouleserve published $(DATA) --report docs/results/published-profiles/report.md
 
 rapl-wraps: $(STAMP) ## RAPL over three wraps, pyRAPL beside it: writes docs/results/rapl-wraps
 	$(BIN)/uv pip install --quiet --target ~/.cache/jouleserve/oracles/pyRAPL --no-deps pyRAPL==0.2.3.1
@@ -62,8 +75,9 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## Write the generated docs
+docs: $(STAMP) ## Write the generated docs: metrics, and the README's table of profiles
 	$(BIN)/python -m serve_app.observers.docs
+	$(BIN)/python -m serve_app.profiler.shipped
 
 size: ## Lines per file
 	@git ls-files '*.py' | xargs wc -l | sort -n | tail -40

@@ -32,8 +32,8 @@ def profile(
     model: Annotated[
         str,
         typer.Argument(
-            help="Known model, folder, or Hugging Face id; with --engine torch a shape of "
-            "configs/models/shapes.yaml."
+            help="Known model, folder, or Hugging Face id; with --engine torch or --random-weights "
+            "a shape of configs/models/shapes.yaml."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Profile to write, NAME.yaml.")],
@@ -45,6 +45,10 @@ def profile(
         str,
         typer.Option(help="vllm; or torch: a plain one with random weights, where vLLM is not."),
     ] = "vllm",
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="vLLM with made-up weights of a model's shape."),
+    ] = False,
     device: Annotated[
         str, typer.Option(help="Of the torch engine: cuda, or cpu for a trial.")
     ] = "cuda",
@@ -129,7 +133,13 @@ def profile(
         model=model,
         engine=_torch_engine(model, device, limits, threads=threads)
         if engine == "torch"
-        else _vllm_engine(model, limits, threads=threads, kv_cache_gib=kv_cache_gib),
+        else _vllm_engine(
+            model,
+            limits,
+            threads=threads,
+            kv_cache_gib=kv_cache_gib,
+            random_weights=random_weights,
+        ),
         samples=samples or out.with_name(f"{out.stem}.samples"),
         command=command_line(),
         repeats=repeats,
@@ -151,17 +161,30 @@ def profile(
 
 
 def _vllm_engine(
-    model: str, limits: Mapping[str, Any], *, threads: int, kv_cache_gib: int
+    model: str,
+    limits: Mapping[str, Any],
+    *,
+    threads: int,
+    kv_cache_gib: int,
+    random_weights: bool,
 ) -> EngineSettings:
     from serve_app.models import resolve_model
+    from serve_app.models.cache import cache_root
     from serve_app.models.resolve import check_foreign
     from serve_app.profiler.engine_run import EngineSettings
+    from serve_app.profiler.shapes import shape_of, write_model_folder
 
+    on_cpu = _on_cpu()
+    if random_weights:
+        path = str(write_model_folder(shape_of(model), cache_root() / "shapes" / model))
+    else:
+        path = check_foreign(resolve_model(model))
     return EngineSettings(
-        model_path=check_foreign(resolve_model(model)),
+        model_path=path,
         num_threads=threads,
         kv_cache_gib=kv_cache_gib,
-        on_cpu=_on_cpu(),
+        on_cpu=on_cpu,
+        random_weights=random_weights,
         **limits,
     )
 

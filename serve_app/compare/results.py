@@ -16,10 +16,11 @@ from serve_app.compare.ratios import all_ratios
 from serve_app.compare.report import markdown, summary
 from serve_app.profiler.host import commit, host_facts, versions
 from serve_app.repository import REPOSITORY
+from serve_app.sections import require_section, write_section
 
 RESULTS = Path("docs") / "results"
 MANIFEST, ROWS, REPORT = "manifest.json", "rows.json", "report.md"
-BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
+SECTION = "compare"
 _RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 Section = dict[str, Any]
@@ -119,27 +120,15 @@ class ResultFolder:
 
 def require_markers(readme: Path) -> None:
     """Raise ConfigError unless the file has the block to rewrite, once and in order."""
-    _split(readme)
+    require_section(readme, SECTION)
 
 
 def update_readme(readme: Path, rows: Sequence[Section], run: Path) -> None:
     """Rewrite the block between the markers; the rest stays. Raises ConfigError without them."""
-    before, after = _split(readme)
     link = (
         f"All rounds, versions and configuration: [{run.as_posix()}]({run.as_posix()}/report.md)."
     )
-    body = "\n".join([*summary(rows), link])
-    readme.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
-
-
-def _split(readme: Path) -> tuple[str, str]:
-    try:
-        text = readme.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{readme}: {error.strerror}") from error
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ConfigError(f"{readme}: expected {BEGIN} and, after it, {END}, each once")
-    return text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
+    write_section(readme, SECTION, "\n".join([*summary(rows), link]))
 
 
 def _load(path: Path) -> Any:

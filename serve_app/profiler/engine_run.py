@@ -27,7 +27,8 @@ SHUTDOWN_TIMEOUT_S = 20.0
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSettings:
     """How the engine is started. `num_threads` is OMP_NUM_THREADS of the CPU engine; `on_cpu`: the
-    CPU engine (bf16, eager), else vLLM's own choices; `extra_args`: EngineArgs, over all else."""
+    CPU engine (bf16, eager), else vLLM's own choices; `random_weights`: the folder at `model_path`
+    holds a config.json alone; `extra_args`: EngineArgs, over all else."""
 
     model_path: str
     max_num_seqs: int = 64
@@ -36,6 +37,7 @@ class EngineSettings:
     kv_cache_gib: int = 1
     seed: int = 0
     on_cpu: bool = True
+    random_weights: bool = False
     extra_args: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -81,6 +83,8 @@ class EngineSettings:
                 "enforce_eager": True,
                 "distributed_executor_backend": "mp",
             }
+        if self.random_weights:
+            args |= {"load_format": "dummy", "skip_tokenizer_init": True}
         return args | dict(self.extra_args)
 
 

@@ -24,6 +24,7 @@ from serve_app.profiler.checks import check_samples
 from serve_app.profiler.equation import BASE_TERMS, Equation, equation
 from serve_app.profiler.learning import Learned, learning_curve
 from serve_app.profiler.samples import Kind, Phase, Sample, unlimited
+from serve_app.profiler.yardstick import judged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -94,9 +95,10 @@ def fit(
 ) -> FitResult:
     """The model of these samples. ConfigError or NotFitted with the reason when there is none.
 
-    Disturbed samples (`steady` false) are left out unless `allow_disturbed`.
+    Disturbed samples (`steady` false, or taken while the machine was slow: `yardstick`) are left
+    out unless `allow_disturbed`.
     """
-    samples = unlimited(samples)
+    samples = judged(unlimited(samples))
     check_samples(samples)
     windows = [s for s in samples if s.kind is not Kind.IDLE and s.phase is Phase.STEADY]
     rows = [s for s in windows if s.steady or allow_disturbed]

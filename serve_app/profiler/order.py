@@ -23,6 +23,7 @@ import numpy as np
 from serve_app.profiler import regression
 from serve_app.profiler.equation import BASE_TERMS, columns, fit_best
 from serve_app.profiler.samples import Kind, Phase, unlimited
+from serve_app.profiler.yardstick import judged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,11 +95,13 @@ class RunOrder:
         )
 
     def _most_worth_repeating(self, samples: Sequence[Sample]) -> Run:
-        times = Counter(s.point for s in unlimited(samples) if s.phase is Phase.STEADY and s.steady)
+        times = Counter(
+            s.point for s in judged(unlimited(samples)) if s.phase is Phase.STEADY and s.steady
+        )
         worth = {}
         for run in {run.point: run for run in reversed(self._left)}.values():
-            seen = max(1, times[run.point.name])
-            worth[run] = (1.0 / seen - 1.0 / (seen + 1)) / self._seconds[run]
+            seen = max(0.5, times[run.point.name])
+            worth[run] = (1.0 / seen - 1.0 / (seen + 1.0)) / self._seconds[run]
         return self._nearly_best(worth)
 
     def _nearly_best(self, scores: Mapping[Run, float]) -> Run:
@@ -129,7 +132,7 @@ class RunOrder:
 def _measured(samples: Sequence[Sample]) -> list[Sample]:
     return [
         s
-        for s in unlimited(samples)
+        for s in judged(unlimited(samples))
         if s.kind is not Kind.IDLE and s.phase is Phase.STEADY and s.steady
     ]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from serve_app.drawing import check_format, matplotlib, save
 from serve_app.profiler.samples import Kind, Phase, Sample, unlimited
+from serve_app.profiler.yardstick import judged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,9 @@ _GREY = "#999999"
 def draw(result: FitResult, samples: Sequence[Sample], path: Path) -> None:
     """Write the picture; the ending says the format. Raises ConfigError."""
     check_format(path)
-    rows = [s for s in unlimited(samples) if s.kind is not Kind.IDLE and s.phase is Phase.STEADY]
+    rows = [
+        s for s in judged(unlimited(samples)) if s.kind is not Kind.IDLE and s.phase is Phase.STEADY
+    ]
     figure = matplotlib("figure").Figure(figsize=(11, 7.5), layout="constrained", dpi=120)
     model = result.model
     figure.suptitle(

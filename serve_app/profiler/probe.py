@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from policies.core.errors import EngineDead
@@ -34,6 +35,10 @@ MIN_FILL_S = 0.5  # shorter fills say little about energy: CPU time is counted i
 MIN_COVERAGE_RATIO = 0.95
 CROWDED_RATIO = 0.85  # of all cores busy: the engine waited for a core
 FOREIGN_RATIO = 0.1  # of all cores busy with something else: then it was not the engine's own doing
+YARDSTICK_TOKENS = 32  # of prompt
+YARDSTICK_STEPS = 6
+CALM_TIMEOUT_S = 3.0  # a slow spell that lasts longer is measured in, and marked
+CALM_PERIOD_S = 0.5
 _STAGGER_S = 0.005  # so that two prompts do not fall into one step
 _PROMPTS_IN_FLIGHT = 2  # one in the step, one waiting: the engine never waits for us
 
@@ -60,6 +65,7 @@ class Prober:
 
     window_s = 1.0
     power_limit_watts: float | None = None
+    _yardstick_s: float | None = None  # the last one
 
     def __init__(self, engine: Engine, meter: EnergyMeter, tree: ProcessTree, device: str) -> None:
         self.engine = self._engine = engine
@@ -84,19 +90,44 @@ class Prober:
         """The samples of one run, and its steps. The fill of a long decode point, which computes
         many prompts, is a sample of its own."""
         engine, point = self._engine, run.point
+        before_s = self._yardstick_s or self.yardstick()
         engine.quiesce()
         engine.forget()
         if point.kind is Kind.IDLE:
             time.sleep(0.5)  # the engine's own spin-down after the last step
-            return [idle_sample(self._origin(run, Phase.STEADY), self._idle())], []
+            return [idle_sample(self._origin(run, Phase.STEADY, None), self._idle())], []
         engine.prepare(point.num_seqs, point.context_tokens, point.prompt_tokens)
         fill = self._fill(point) if point.num_seqs else None
         steady = self._steady(point)
         engine.quiesce()  # the step that straddles the end of the window is recorded now
-        samples = [summarize(self._origin(run, Phase.STEADY), engine.steps, steady)]
+        steps = list(engine.steps)
+        slower_s = max(before_s, self.yardstick())
+        samples = [summarize(self._origin(run, Phase.STEADY, slower_s), steps, steady)]
         if fill is not None and fill.duration_s >= MIN_FILL_S:
-            samples.append(summarize(self._origin(run, Phase.FILL), engine.steps, fill))
-        return [sample for sample in samples if sample is not None], list(engine.steps)
+            samples.append(summarize(self._origin(run, Phase.FILL, slower_s), steps, fill))
+        return [sample for sample in samples if sample is not None], steps
+
+    def yardstick(self) -> float:
+        """A decode step of one sequence, seconds: how quick the machine is just now."""
+        engine = self._engine
+        engine.quiesce()
+        engine.forget()
+        engine.prepare(1, YARDSTICK_TOKENS, 0)
+        engine.add(YARDSTICK_TOKENS, SETTLE_STEPS + 2 * YARDSTICK_STEPS)
+        times: list[float] = []
+        while engine.unfinished and len(times) < SETTLE_STEPS + YARDSTICK_STEPS:
+            engine.step()
+            times = [step.time_s for step in engine.steps if not step.prefill_tokens]
+        engine.quiesce()
+        self._yardstick_s = median(times[SETTLE_STEPS:] or times)
+        return self._yardstick_s
+
+    def wait_for_calm(self, slow_s: float) -> None:
+        """Return when the yardstick is within `slow_s`, or after CALM_TIMEOUT_S."""
+        end_s = time.monotonic() + CALM_TIMEOUT_S
+        while (self._yardstick_s or self.yardstick()) > slow_s and time.monotonic() < end_s:
+            time.sleep(CALM_PERIOD_S)
+            self.yardstick()
 
     def _idle(self) -> Window:
         begin = self._open()
@@ -183,7 +214,7 @@ class Prober:
             crowded=is_crowded(cpu_s, foreign_s, used.duration_s * cores()),
         )
 
-    def _origin(self, run: Run, phase: Phase) -> Origin:
+    def _origin(self, run: Run, phase: Phase, yardstick_s: float | None) -> Origin:
         return Origin(
             point=run.point.name,
             kind=run.point.kind,
@@ -191,4 +222,5 @@ class Prober:
             repeat=run.repeat,
             device=self._device,
             power_limit_watts=self.power_limit_watts,
+            yardstick_s=yardstick_s,
         )

@@ -12,6 +12,7 @@ from policies.model.fitted import WORST_TRUSTED, FittedModel
 from serve_app.profiler.fit import DOUBTFUL_RATIO, FitResult, Identity
 from serve_app.profiler.limits_text import limit_lines
 from serve_app.profiler.store import SAMPLES
+from serve_app.profiler.yardstick import judged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ def identity_of(
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
         "environment": ", ".join(f"{k}={v}" for k, v in environment.items()),
         "energy": energy,
-        "disturbed_samples": f"{sum(not s.steady for s in samples)} of {len(samples)}",
+        "disturbed_samples": f"{sum(not s.steady for s in judged(samples))} of {len(samples)}",
         "samples_sha256": digest,
     }
     return Identity(

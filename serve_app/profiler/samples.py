@@ -72,7 +72,8 @@ class Sample:
     a step that straddles a border counts by the part inside. `joules_per_step` holds all energy of
     the window; `gap_s_per_step` is the time between steps that goes with it. `power_limit_watts`:
     the limit that a limit sweep had in force on each GPU; None = no limit sweep, the limits are as
-    they were found. `gpu_draw_watts`: the GPUs' part of `draw_watts`.
+    they were found. `gpu_draw_watts`: the GPUs' part of `draw_watts`. `yardstick_s`: what a
+    decode step of one sequence took before or after the window, the slower of the two.
     """
 
     point: str
@@ -103,6 +104,7 @@ class Sample:
     foreign_cpu_s: float | None = None
     power_limit_watts: float | None = None
     gpu_draw_watts: float | None = None
+    yardstick_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +117,7 @@ class Origin:
     repeat: int
     device: str
     power_limit_watts: float | None = None
+    yardstick_s: float | None = None
 
 
 def unlimited(samples: Sequence[Sample]) -> list[Sample]:
@@ -141,6 +144,7 @@ def idle_sample(origin: Origin, window: Window) -> Sample:
         foreign_cpu_s=window.foreign_cpu_s,
         power_limit_watts=origin.power_limit_watts,
         gpu_draw_watts=_ratio(window.gpu_joules, window.duration_s),
+        yardstick_s=origin.yardstick_s,
     )
 
 
@@ -191,6 +195,7 @@ def summarize(origin: Origin, steps: Sequence[Step], window: Window) -> Sample |
         foreign_cpu_s=window.foreign_cpu_s,
         power_limit_watts=origin.power_limit_watts,
         gpu_draw_watts=_ratio(window.gpu_joules, window.duration_s),
+        yardstick_s=origin.yardstick_s,
     )
 
 

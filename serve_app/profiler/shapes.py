@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
+import json
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import yaml
@@ -80,6 +81,25 @@ def shape_of(name: str, path: Path = SHAPES) -> ModelShape:
     near = difflib.get_close_matches(name.lower(), shapes, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ConfigError(f"shape {name!r}: {hint}known shapes: {', '.join(shapes)}")
+
+
+def write_model_folder(shape: ModelShape, folder: Path) -> Path:
+    """A folder with the config.json of that shape and nothing else: what an engine that makes its
+    weights up (vLLM's load_format "dummy") needs. Returns it."""
+    names = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+    values = asdict(shape)
+    config = {name: values[name] for name in values if name not in {"source", "licence"}} | {
+        "architectures": [names[shape.model_type]],
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / ".config.json.part"
+    draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    draft.replace(folder / "config.json")
+    return folder
 
 
 def _shape(values: object, source: str) -> ModelShape:

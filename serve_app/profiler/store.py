@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from policies.core.errors import ConfigError
 from serve_app.profiler.samples import Kind, Phase, Sample, unlimited
 from serve_app.profiler.steps import Step
+from serve_app.profiler.yardstick import judged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -105,7 +106,7 @@ class SampleStore:
         tried again."""
         return {
             (s.point, s.repeat)
-            for s in unlimited(self.samples)
+            for s in judged(unlimited(self.samples))
             if s.phase is Phase.STEADY and s.steady
         }
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from serve_app.profiler.order import RunOrder
 from serve_app.profiler.plan import Timing, run_seconds, window_seconds
+from serve_app.profiler.samples import unlimited
 from serve_app.profiler.sweep import Run, SweepSettings, schedule
+from serve_app.profiler.yardstick import slow_limit_s
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -87,10 +90,13 @@ def sweep(  # noqa: PLR0913, PLR0917  (the parts that are brought together)
             continue
         spare_s = timing.budget_s - elapsed_s - 2 * expected[run]
         again = spare_s > 0.0 and not ending.allow_disturbed
-        samples, steps = _steadiest(prober, run, attempts=2 if again else 1)
+        slow_s = slow_limit_s(unlimited(store.samples)) or math.inf
+        if again:
+            prober.wait_for_calm(slow_s)
+        samples, steps = _steadiest(prober, run, slow_s, attempts=2 if again else 1)
         store.append(samples, steps)
         measured += 1
-        if not all(sample.steady for sample in samples):
+        if _disturbance(samples, slow_s):
             disturbed.append(label)
         half_width = order.half_width_ratio(store.samples)
         progress.advance(expected[run], _known(label, half_width))
@@ -113,23 +119,30 @@ def _known(label: str, half_width: float | None) -> str:
     return label if half_width is None else f"{label} (known to {half_width:.1%})"
 
 
-def _steadiest(prober: Prober, run: Run, *, attempts: int) -> tuple[list[Sample], list[Step]]:
+def _steadiest(
+    prober: Prober, run: Run, slow_s: float, *, attempts: int
+) -> tuple[list[Sample], list[Step]]:
     """The run; repeated while it is disturbed, and the steadiest kept."""
     best: tuple[list[Sample], list[Step]] = ([], [])
     for attempt in range(attempts):
         samples, steps = prober.measure(run)
-        if attempt == 0 or _disturbance(samples) < _disturbance(best[0]):
+        if attempt == 0 or _disturbance(samples, slow_s) < _disturbance(best[0], slow_s):
             best = (samples, steps)
-        if all(sample.steady for sample in samples):
+        if not _disturbance(samples, slow_s):
             break
     return best
 
 
-def _disturbance(samples: list[Sample]) -> float:
+def _disturbance(samples: list[Sample], slow_s: float) -> float:
+    """How disturbed a run was; 0 = not at all."""
     steady = samples[0]
+    slowness = max(1.0, (steady.yardstick_s or 0.0) / slow_s)
+    if all(sample.steady for sample in samples) and slowness <= 1.0:
+        return 0.0
     foreign_s = steady.foreign_cpu_s or 0.0
     return (
-        abs(steady.drift_ratio or 0.0)
+        slowness
+        + abs(steady.drift_ratio or 0.0)
         + steady.outlier_steps / max(steady.steps, 1.0)
         + foreign_s / steady.window_s
     )

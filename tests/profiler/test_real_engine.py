@@ -9,28 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.models import resolve_model
 from serve_app.profiler.samples import Kind, Phase
 from serve_app.profiler.store import load_manifest, load_samples
 
-NAME = "smollm2-135m-instruct"
 COMMAND = Path(sys.executable).with_name("jouleserve")
-
-
-@pytest.fixture
-def model():
-    """The default model, made on first use."""
-    subprocess.run([COMMAND, "model", "prepare", NAME], check=True, timeout=180)
-    return resolve_model(NAME)
 
 
 @pytest.mark.vllm
 @pytest.mark.timeout(240)
-def test_tiny_sweep_on_the_real_engine(tmp_path, model):
-    options = "--max-num-seqs 4 --max-model-len 256 --repeats 1 --duration-budget-s 60 --json"
+def test_tiny_sweep_on_the_real_engine(tmp_path):
+    """With made-up weights: they cost as much as real ones, and need no model."""
+    options = "--random-weights --max-num-seqs 4 --max-model-len 256 --repeats 1 --duration-budget-s 60 --json"
     options += " --allow-disturbed"  # tests share their machine
     done = subprocess.run(
-        [COMMAND, "profile", model, "--out", tmp_path / "p.yaml", *options.split()],
+        [COMMAND, "profile", "smollm2-135m", "--out", tmp_path / "p.yaml", *options.split()],
         capture_output=True,
         text=True,
         timeout=230,
@@ -43,7 +35,9 @@ def test_tiny_sweep_on_the_real_engine(tmp_path, model):
     assert document["profile"]["latency"]["t0_s"] > 0
 
     samples = load_samples(tmp_path / "p.samples")
-    assert load_manifest(tmp_path / "p.samples")["meter"]["backends"]
+    manifest = load_manifest(tmp_path / "p.samples")
+    assert manifest["meter"]["backends"]
+    assert manifest["config"]["engine_args"]["load_format"] == "dummy"
     assert {s.kind for s in samples} == set(Kind)
     for sample in samples:
         assert sample.draw_watts is not None, sample.reason

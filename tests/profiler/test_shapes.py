@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from policies.core.errors import ConfigError
-from serve_app.profiler.shapes import SHAPES, load_shapes, shape_of
+from serve_app.profiler.shapes import SHAPES, load_shapes, shape_of, write_model_folder
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,14 @@ def test_a_file_that_holds_no_shapes_is_refused_in_one_line(tmp_path, text):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match="nothing.yaml: No such file"):
         load_shapes(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen3-8b", "tiny"])
+def test_a_model_folder_is_what_transformers_reads_as_that_shape(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    folder = write_model_folder(shape_of(name), tmp_path / "model")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    assert model.num_parameters() == shape_of(name).num_parameters
