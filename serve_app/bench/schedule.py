@@ -21,6 +21,7 @@ from policies.sim.trace import (
     scale_time,
 )
 from serve_app.bench.options import DEFAULT_DURATION_S, BenchOptions
+from serve_app.text_files import read_lines
 
 _T = TypeVar("_T")
 
@@ -92,10 +93,4 @@ def _lengths(options: BenchOptions) -> Lengths:
 
 
 def _read(path: Path, parse: Callable[[Iterable[str], str], _T]) -> _T:
-    try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            return parse(lines, str(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from error
+    return parse(read_lines(path), str(path))

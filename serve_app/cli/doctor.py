@@ -14,7 +14,9 @@ _FINDING = 1
 def doctor(
     file: Annotated[
         Path | None,
-        typer.Argument(help="A Serve config file [default: serve_config.yaml where there is one]."),
+        typer.Argument(
+            help="A Serve config file.", show_default="serve_config.yaml where there is one"
+        ),
     ] = None,
     *,
     powercap_root: Annotated[

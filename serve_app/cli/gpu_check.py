@@ -18,13 +18,13 @@ def gpu_check(
     *,
     gpus: Annotated[
         str | None,
-        typer.Option(help="Comma-separated indices or UUIDs [default: what CUDA shows]."),
+        typer.Option(help="Comma-separated indices or UUIDs.", show_default="what CUDA shows"),
     ] = None,
     load: Annotated[
         str | None,
         typer.Option(
-            help="A command that keeps the GPUs busy; it is stopped and continued by signals "
-            "[default: matrix products by torch, where it has CUDA]."
+            help="A command that keeps the GPUs busy; it is stopped and continued by signals.",
+            show_default="matrix products by torch, where it has CUDA",
         ),
     ] = None,
     load_warm_up: Annotated[
@@ -32,10 +32,10 @@ def gpu_check(
     ] = 10.0,
     quick: Annotated[bool, typer.Option("--quick", help="About 20 s, with less to say.")] = False,
     duration: Annotated[
-        float | None, typer.Option(help="Seconds of all phases together [default: 200].")
+        float | None, typer.Option(help="Seconds of all phases together.", show_default="200")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder [default: docs/results/gpu-check-GPU-DATE].")
+        Path | None, typer.Option(help="Folder.", show_default="docs/results/gpu-check-GPU-DATE")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:

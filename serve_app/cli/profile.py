@@ -39,7 +39,9 @@ def profile(
     out: Annotated[Path, typer.Option("--out", help="Profile to write, NAME.yaml.")],
     samples: Annotated[
         Path | None,
-        typer.Option("--samples", help="Folder for samples; resumes it [default: beside --out]."),
+        typer.Option(
+            "--samples", help="Folder for samples; goes on with it.", show_default="beside --out"
+        ),
     ] = None,
     engine: Annotated[
         str,

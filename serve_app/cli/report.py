@@ -24,7 +24,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 def report(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder of request logs [default: this user's].")
+        Path | None, typer.Argument(help="Folder of request logs.", show_default="this user's")
     ] = None,
     *,
     since: Annotated[

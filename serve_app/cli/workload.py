@@ -67,7 +67,7 @@ def describe(
         str | None, typer.Option(help="Fitted profile, file or name: estimates the energy.")
     ] = None,
     batch: Annotated[
-        float | None, typer.Option(help="Batch of every request [default: by Little's law].")
+        float | None, typer.Option(help="Batch of every request.", show_default="by Little's law")
     ] = None,
     measured_joules: Annotated[
         float | None, typer.Option(help="What a meter gave for the whole trace.")

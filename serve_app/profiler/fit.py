@@ -79,7 +79,7 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """The model, both equations, the errors by region, how fast the sweep learned the step time,
+    """The model, both equations, the errors by region, what a part of the points would have told,
     and samples that were left out because they were not steady."""
 
     model: FittedModel

@@ -1,4 +1,4 @@
-"""How fast a sweep learns: fits of its first runs, judged on the points that they had not seen."""
+"""How fast a sweep learns: fits of a part of its points, judged on the points not among them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serve_app.profiler.equation import BASE_TERMS, columns, fit_best
+from serve_app.profiler.order import informative_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,9 +29,9 @@ class Learned:
 
 
 def learning_curve(samples: Sequence[Sample], y: Floats) -> tuple[Learned, ...]:
-    """Fits of the first third and two thirds of the points, in the order they were measured first.
-    Shares with too few points to fit are left out."""
-    names = list(dict.fromkeys(sample.point for sample in samples))
+    """Fits of a third and two thirds of the points, the most informative ones. Shares with too few
+    points to fit are left out."""
+    names = informative_order(samples)
     labels = np.array([sample.point for sample in samples])
     data = columns(samples)
     found = []

@@ -172,8 +172,8 @@ def _regions(result: FitResult) -> list[str]:
             f"{region.step_time_worst_ratio:>10.1%}{doubt}"
         )
     lines += [
-        f"from the first {learned.points} points: median error {learned.unseen_median_ratio:.1%} "
-        f"on the other {learned.unseen_points}"
+        f"from the {learned.points} most informative points: median error "
+        f"{learned.unseen_median_ratio:.1%} on the other {learned.unseen_points}"
         for learned in result.learned
     ]
     return lines

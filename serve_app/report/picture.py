@@ -3,18 +3,17 @@ and who used them. A time without known energy is an empty place, not a zero."""
 
 from __future__ import annotations
 
-import importlib
 import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from policies.core.errors import ConfigError
+from serve_app.drawing import check_format, matplotlib, save
 from serve_app.report.figures import Figures
 from serve_app.report.summary import Report
 from serve_app.report.text import NOBODY, percent
 
-FORMATS = (".png", ".svg", ".pdf")
 _MAX_GROUPS = 12
 _PREFILL, _DECODE, _IDLE, _LINE = "#4477aa", "#ee6677", "#bbbbbb", "#222222"  # P. Tol's, safe
 _WIDTHS = {60: "minute", 300: "5 minutes", 900: "15 minutes", 3600: "hour", 86_400: "day"}
@@ -22,12 +21,11 @@ _WIDTHS = {60: "minute", 300: "5 minutes", 900: "15 minutes", 3600: "hour", 86_4
 
 def draw(report: Report, path: Path) -> None:
     """Write the picture; the ending says the format. Raises ConfigError."""
-    if path.suffix not in FORMATS:
-        raise ConfigError(f"--picture {path}: allowed endings: {', '.join(FORMATS)}")
+    check_format(path)
     if not report.total.requests:
         raise ConfigError("--picture: no request in the period, nothing to draw")
     groups = _groups(report)
-    figure = _matplotlib("figure").Figure(
+    figure = matplotlib("figure").Figure(
         figsize=(11, 6.5 + 0.28 * len(groups)), layout="constrained", dpi=120
     )
     over_time, costs, used = figure.subplots(
@@ -38,19 +36,7 @@ def draw(report: Report, path: Path) -> None:
     _cost_over_time(costs, report)
     costs.sharex(over_time)
     _used_by(used, report, groups)
-    try:
-        figure.savefig(
-            path, metadata={"Title": "jouleserve report"} if path.suffix != ".svg" else None
-        )
-    except OSError as error:
-        raise ConfigError(f"--picture {path}: {error.strerror or error}") from None
-
-
-def _matplotlib(module: str) -> Any:
-    try:
-        return importlib.import_module(f"matplotlib.{module}")
-    except ImportError:
-        raise ConfigError("--picture needs matplotlib: pip install 'jouleserve[report]'") from None
+    save(figure, path, "jouleserve report")
 
 
 def _title(report: Report) -> str:
@@ -108,7 +94,7 @@ def _cost_over_time(axes: Any, report: Report) -> None:
     other.set_ylabel("J/output token", color=_DECODE)
     other.set_ylim(0.0, _above(token))
     axes.legend(handles=[first, second], loc="upper left", fontsize=8, ncols=2, frameon=False)
-    dates = _matplotlib("dates")
+    dates = matplotlib("dates")
     locator = dates.AutoDateLocator(tz=UTC)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator, tz=UTC))

@@ -13,8 +13,8 @@ from policies.core.errors import ConfigError
 from policies.model.batch import Floats
 from policies.sim.trace_cells import fail, number_of, rows_of, tokens_of
 from serve_app.profiler.checks import MAX_DRAW_WATTS
+from serve_app.text_files import read_lines
 from serve_app.workload.log import read_log, shared_batches
-from serve_app.workload.source import read_lines
 
 CSV_COLUMNS = ("prompt_tokens", "output_tokens", "joules", "run_time_s")
 OPTIONAL_COLUMNS = ("batch", "model", "device")

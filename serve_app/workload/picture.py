@@ -5,15 +5,13 @@ On a white ground of its own, so that it reads the same on a light and on a dark
 
 from __future__ import annotations
 
-import importlib
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from policies.core.errors import ConfigError
-from serve_app.report.picture import FORMATS
+from serve_app.drawing import check_format, matplotlib, save
 from serve_app.workload.arrivals import MINUTE_S, rates_over_time
 from serve_app.workload.describe import Description
 
@@ -24,23 +22,17 @@ _NAIVE, _BINNED, _MEASURED = "#bbbbbb", "#4477aa", "#ee6677"
 
 def draw(found: Description, path: Path) -> None:
     """Write the picture; the ending says the format. Raises ConfigError."""
-    if path.suffix not in FORMATS:
-        raise ConfigError(f"--picture {path}: allowed endings: {', '.join(FORMATS)}")
-    try:
-        figures = importlib.import_module("matplotlib.figure")
-    except ImportError:
-        raise ConfigError("--picture needs matplotlib: pip install 'jouleserve[report]'") from None
-    figure = figures.Figure(figsize=(12.5, 8.5), layout="constrained", dpi=120, facecolor="white")
+    check_format(path)
+    figure = matplotlib("figure").Figure(
+        figsize=(12.5, 8.5), layout="constrained", dpi=120, facecolor="white"
+    )
     (lengths, rate), (energy, day) = figure.subplots(2, 2)
     figure.suptitle(_title(found), fontsize=11)
     _lengths(figure, lengths, found)
     _rate(rate, found)
     _day(day, found)
     _energy(energy, found)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise ConfigError(f"--picture {path}: {error.strerror or error}") from None
+    save(figure, path, "jouleserve workload")
 
 
 def _title(found: Description) -> str:
@@ -145,8 +137,7 @@ def _energy(axes: Any, found: Description) -> None:
             textcoords="offset points", va="center", fontsize=8,
         )  # fmt: skip
     axes.margins(x=0.4)
-    ticker = importlib.import_module("matplotlib.ticker")
-    axes.xaxis.set_major_formatter(ticker.EngFormatter(unit="J"))
+    axes.xaxis.set_major_formatter(matplotlib("ticker").EngFormatter(unit="J"))
     axes.set_xlabel(f"energy of {energy.requests:,} requests")
 
 

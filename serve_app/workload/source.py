@@ -22,6 +22,7 @@ from policies.sim.trace import (
     sniff,
 )
 from policies.sim.trace_cells import fail, rows_of
+from serve_app.text_files import read_lines
 from serve_app.workload.log import LogTable, read_log
 
 REQUEST_LOG = "request_log"
@@ -89,17 +90,6 @@ def read_workload(source: Path, model: str | None = None) -> Workload:
         arrivals_s=requests.arrival_s,
         requests=requests,
     )
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises ConfigError that names it."""
-    try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            return list(lines)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from None
 
 
 def _of_rows(rows: Sequence[TraceRow]) -> Requests:

@@ -85,7 +85,7 @@ def test_fit_json_is_one_document_on_stdout(run, tmp_path):
     assert document["profile"]["latency"]["t0_s"] == pytest.approx(0.025, rel=1e-3)
     assert len(document["latency"]["terms"]) == 4
     assert {region["doubtful"] for region in document["regions"]} == {False}
-    assert document["learned"][0]["points"] == 10
+    assert document["learned"][0]["points"] == 11
 
 
 def test_fit_that_the_policy_will_not_trust_is_a_finding(run, tmp_path):
