@@ -42,7 +42,7 @@ if has tests; then
 fi
 if has profile; then
   engine=torch
-  "$PYTHON" -c 'import vllm' 2>/dev/null && engine=vllm
+  "$PYTHON" -c "import vllm" 2>/dev/null && engine=vllm
   name=$SHAPE@$gpu-$engine
   say "profile of $SHAPE on $engine"
   extra=(--engine "$engine")

@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from policies.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from policies.model.binned import NaiveEstimate
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+class DescribeByDefault(TyperGroup):
+    """`jouleserve workload TRACE` is short for `jouleserve workload describe TRACE`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Return the command; `describe` where the first word is a file or folder instead."""
+        if args[0] not in self.commands and Path(args[0]).exists():
+            args = ["describe", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=DescribeByDefault, no_args_is_help=True, add_completion=False)
 
 _FINDING = 1
 _Model = Annotated[

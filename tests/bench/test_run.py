@@ -325,6 +325,7 @@ def books(n, replicas=1, **changes):
     return {**content, **changes}
 
 
+@pytest.mark.slow
 def test_the_books_are_balanced_and_the_replicas_watched(serve, bench):
     def growing(n):
         content = books(n, replicas=1 + (1 <= n < 3))

@@ -77,6 +77,7 @@ def server():
         yield server
 
 
+@pytest.mark.slow
 def test_bench_does_not_import_the_engines(server):
     code, modules, _ = imported_by(
         "bench", "--url", server.url, "--rate=20", "--duration=0.5", "--json"

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 CASES = sorted(Path(__file__).parent.glob("nvml_*_cases.py"))
 
 
+@pytest.mark.slow
 def test_cases_pass_under_the_fake_library(tmp_path):
     library = build(tmp_path / "lib")
     report = tmp_path / "report.xml"

@@ -93,6 +93,7 @@ def test_a_profile_without_an_answer_does_not_stop_the_others(tmp_path, two):
     assert isinstance(alone.exception, ConfigError)
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn(two, tmp_path):
     pytest.importorskip("matplotlib")
     both, one = (*two, *CHAT, *SMALL, *RATES), (two[0], *CHAT, *SMALL)

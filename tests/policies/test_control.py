@@ -330,6 +330,7 @@ def test_in_overload_the_cap_is_the_one_that_drains_the_queue():
     assert caps[2] == SETTINGS.bounds.max_num_seqs
 
 
+@pytest.mark.slow
 def test_the_cap_does_not_jump_where_headroom_runs_out():
     """From the last feasible load to the first infeasible one the cap goes on where it was."""
     settled = {rate: settle(point(), free=REPLICA_TICK, rate=rate / 2)[0] for rate in range(10, 90)}

@@ -66,6 +66,7 @@ def test_fit_writes_a_profile_that_loads(run, tmp_path):
         assert word in done.stdout
 
 
+@pytest.mark.slow
 def test_fit_draws_itself(run, tmp_path):
     folder_of = folder(tmp_path, noise=0.02)
     for ending in ("png", "svg"):

@@ -44,6 +44,7 @@ def test_exact_samples_give_the_planted_model():
     assert result.model.trusted
 
 
+@pytest.mark.slow
 @settings(max_examples=4)
 @given(
     t0=st.floats(0.002, 0.1),
@@ -62,6 +63,7 @@ def test_planted_model_is_predicted_under_noise_and_outliers(t0, a, b, c, seed):
         assert model.step_time_s(n, kv, prefill) == pytest.approx(true_s, rel=0.1)
 
 
+@pytest.mark.slow
 def test_held_out_errors_show_the_noise_and_count_the_outliers():
     clean = fit(planted_samples(noise=0.02, seed=3), WHO).model.residuals
     dirty = fit(planted_samples(noise=0.02, outliers=0.15, seed=3), WHO)
@@ -213,6 +215,7 @@ def test_disturbed_samples_are_refused_or_allowed_on_request():
     assert len(result.unsteady) == sum(s.kind is not Kind.IDLE for s in samples)
 
 
+@pytest.mark.slow
 @settings(max_examples=3)
 @given(knee=st.sampled_from([8.0, 16.0, 32.0]), seed=st.integers(0, 100))
 def test_a_knee_is_found_where_there_is_one(knee, seed):
@@ -225,6 +228,7 @@ def test_a_knee_is_found_where_there_is_one(knee, seed):
         assert model.step_time_s(n, 0, 0) == pytest.approx(true_s, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_straight_line_has_no_knee_and_no_attention_term():
     for seed in range(3):
         result = fit(planted_samples(noise=0.02, seed=seed), WHO)

@@ -394,6 +394,7 @@ def test_a_failure_inside_holds_the_present_point(point, load):
     assert "broken" in decision.notes[0]
 
 
+@pytest.mark.slow
 @given(loads, slos, points, frees)
 def test_constant_load_reaches_a_fixed_point(load, slo, point, free):
     bounds = Bounds(max_replicas=16, max_num_seqs=256, power_limits_watts=LIMITS)
@@ -405,6 +406,7 @@ def test_constant_load_reaches_a_fixed_point(load, slo, point, free):
     assert not any(moves[-60:])
 
 
+@pytest.mark.slow
 @given(loads, slos, points, st.floats(0.97, 1.03))
 def test_a_settled_point_ignores_noise_in_the_load(load, slo, point, noise):
     """Within the hysteresis band a few percent more or less load moves at most the cap, once."""

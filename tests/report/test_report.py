@@ -277,6 +277,7 @@ def test_a_timeline_of_any_length_has_about_a_hundred_bars_and_loses_nothing():
     assert all(start % line.width_s == 0 for start in line.bars)
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn(folder, tmp_path):
     pytest.importorskip("matplotlib")
     for ending, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):

@@ -160,6 +160,7 @@ def test_a_segment_left_twice_by_a_kill_counts_once(tmp_path):
 # ---- kills and faults
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_the_last_second(tmp_path):
     program = [sys.executable, log_rows.__file__, str(tmp_path), "1000"]
     root = str(Path(__file__).resolve().parents[2])

@@ -79,6 +79,7 @@ def test_the_command_says_it_in_one_line(tmp_path):
     assert "energy.slo.ttft_mss: unknown key (allowed: ttft_ms, tpot_ms, percentile)" in line
 
 
+@pytest.mark.slow
 def test_a_run_that_will_not_stop_is_killed_with_its_children(tmp_path, monkeypatch):
     """`serve` replaced by a script at the lowest seam: it ignores SIGINT and has a child."""
     from serve_app import launch

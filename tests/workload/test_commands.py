@@ -82,6 +82,13 @@ def test_a_damaged_log_is_fitted_and_told_by_exit_status_1(tmp_path):
     assert document("describe", folder, code=1)["format"] == "request_log"
 
 
+def test_a_trace_alone_is_described(trace):
+    assert document(trace) == document("describe", trace)
+    wrong = run("descrbe", trace)
+    assert wrong.exit_code == 2
+    assert "No such command" in wrong.output
+
+
 def test_describe_bins_lengths_and_arrivals(trace):
     found = document("describe", trace)
     assert found["format"] == "csv"
