@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import subprocess
 from pathlib import Path
@@ -42,7 +43,10 @@ def options(deployment):
 
 @pytest.fixture(scope="module", autouse=True)
 def no_cluster_left():
-    """Building makes Ray start a cluster in this process, which would run through all other tests."""
+    """Building needs the default model, which is made on first use, and makes Ray start a cluster in
+    this process, which would run through all other tests."""
+    prepare = [BIN / "jouleserve", "model", "prepare", "smollm2-135m-instruct"]
+    subprocess.run(prepare, check=True, timeout=170)
     yield
     import ray
 
@@ -107,7 +111,16 @@ def test_the_ingress_is_rays_with_two_routes_more(rays, ours):
         assert ingress.init_kwargs[name].keys() == rays["OpenAiIngress"].init_kwargs[name].keys()
 
 
-def test_what_the_user_chose_stays(caplog):
+@pytest.fixture
+def said(caplog):
+    """What goes to Serve's logger, which keeps its lines to itself once Ray has set it up."""
+    logger = logging.getLogger("ray.serve")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_what_the_user_chose_stays(said):
     from serve_app.app import build_openai_app
 
     application = default_application()
@@ -116,7 +129,7 @@ def test_what_the_user_chose_stays(caplog):
     scaling = model["deployment_config"]["autoscaling_config"]
     scaling |= {"downscale_delay_s": 77.0, "policy": {"policy_function": "os:getcwd"}}
     config = built(build_openai_app, application)["EnergyLLMServer:smollm2-135m-instruct"]
-    assert "does not choose replicas" in caplog.text
+    assert "does not choose replicas" in said.text
     assert options(config)["autoscaling_config"]["downscale_delay_s"] == 77.0
     kept = config.init_kwargs["llm_config"].engine_kwargs["scheduler_cls"]
     assert kept == "vllm.v1.core.sched.scheduler.Scheduler"
