@@ -196,11 +196,10 @@ def _show(found: Plan, *, as_json: bool) -> None:
 
         typer.echo(json.dumps(document(found), allow_nan=False))
         return
-    from rich.console import Console
-
+    from serve_app.cli.tables import table_console
     from serve_app.planner.text import render
 
-    Console(highlight=False).print(render(found))
+    table_console().print(render(found))
 
 
 def _write(

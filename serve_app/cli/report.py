@@ -98,12 +98,11 @@ def report(
 
 
 def _show(found: Report, top: int, *, as_json: bool, as_csv: bool) -> None:
-    from rich.console import Console
-
+    from serve_app.cli.tables import table_console
     from serve_app.report import export, text
 
     if not (as_json or as_csv):
-        Console(highlight=False).print(text.render(found, top))
+        table_console().print(text.render(found, top))
         return
     if as_json:
         typer.echo(json.dumps(export.document(found), allow_nan=False))

@@ -123,11 +123,10 @@ def describe(
     if as_json:
         typer.echo(json.dumps(document(found), allow_nan=False))
     else:
-        from rich.console import Console
-
+        from serve_app.cli.tables import table_console
         from serve_app.workload.text import render
 
-        Console(highlight=False).print(render(found))
+        table_console().print(render(found))
     if picture is not None:
         from serve_app.workload.picture import draw
 
