@@ -13,9 +13,11 @@ import psutil
 
 from policies.core.errors import ConfigError, MeterError
 from serve_app.gpu_check.gpus import ReadOnlyNvml, driver_facts, open_gpus
+from serve_app.meters import EnergyMeter, EstimateSettings, MeterOptions
 
 if TYPE_CHECKING:
-    from serve_app.meters import EnergyMeter
+    from collections.abc import Sequence
+
     from serve_app.profiler.engine_run import EngineSettings
     from serve_app.profiler.torch_settings import TorchEngineSettings
 
@@ -31,29 +33,38 @@ def device_name(meter: EnergyMeter, *, on_cpu: bool) -> str:
     return f"{cpu_model()} ({len(os.sched_getaffinity(0))} cores)"
 
 
-def check_scope(meter: EnergyMeter, engine: EngineSettings | TorchEngineSettings) -> None:
-    """ConfigError where the meter would count other GPUs than those that the engine uses."""
-    metered = sum(device.kind == "gpu" for device in meter.devices())
-    if not engine.on_cpu and metered not in {0, engine.num_gpus}:
-        raise ConfigError(
-            f"the engine uses {engine.num_gpus} of the {metered} GPUs in sight, and the energy of "
-            "all is measured: name the ones to use in CUDA_VISIBLE_DEVICES"
-        )
+def open_meter(
+    engine: EngineSettings | TorchEngineSettings, estimate: EstimateSettings
+) -> EnergyMeter:
+    """A meter of the GPUs that the engine will use: the first ones that CUDA shows. ConfigError
+    where there are fewer than it needs."""
+    meter = EnergyMeter(options=MeterOptions(estimate=estimate))
+    gpus = gpus_of(meter)
+    if engine.on_cpu or len(gpus) in {0, engine.num_gpus}:
+        return meter
+    meter.close()
+    if len(gpus) < engine.num_gpus:
+        raise ConfigError(f"the engine uses {engine.num_gpus} GPUs; in sight: {len(gpus)}")
+    used = tuple(gpus[: engine.num_gpus])
+    return EnergyMeter(options=MeterOptions(estimate=estimate, gpus=used))
 
 
-def gpu_facts() -> dict[str, Any]:
-    """Driver, and name, sensors and power limit in force of each GPU; or why there are none."""
+def gpus_of(meter: EnergyMeter) -> list[str]:
+    """UUIDs of the metered GPUs."""
+    return [device.id for device in meter.devices() if device.kind == "gpu"]
+
+
+def gpu_facts(uuids: Sequence[str]) -> dict[str, Any]:
+    """Driver, and name, sensors and power limit in force of each GPU; or why that is not known."""
+    if not uuids:
+        return {"unavailable": "no GPU is metered"}
     try:
         nvml = ReadOnlyNvml()
     except MeterError as error:
         return {"unavailable": str(error)}
     try:
-        gpus, left_out = open_gpus(nvml, None)
-        return {
-            "driver": driver_facts(nvml),
-            "devices": [gpu.facts() for gpu in gpus],
-            "left_out": sorted(left_out.values()),
-        }
+        gpus, _ = open_gpus(nvml, tuple(uuids))
+        return {"driver": driver_facts(nvml), "devices": [gpu.facts() for gpu in gpus]}
     except MeterError as error:
         return {"unavailable": str(error)}
     finally:

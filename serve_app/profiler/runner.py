@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from policies.core.errors import ConfigError
 from serve_app.actuators import limit_record
 from serve_app.actuators.limited_gpus import LimitedGpus
-from serve_app.meters import EnergyMeter, EstimateSettings, MeterOptions
+from serve_app.meters import EstimateSettings
 from serve_app.meters.process_tree import ProcessTree
 from serve_app.profiler import host
 from serve_app.profiler.engine_run import EngineSettings, ProfiledEngine
@@ -29,6 +29,7 @@ from serve_app.repository import REPOSITORY
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from serve_app.meters import EnergyMeter
     from serve_app.profiler.engine import Engine
     from serve_app.profiler.sweep_run import Progress
 
@@ -65,8 +66,7 @@ def run_profile(
     # Options, limits and folder are checked before the minute that an engine takes to start.
     sweep_settings(settings)
     with ExitStack() as stack:
-        meter = stack.enter_context(EnergyMeter(options=MeterOptions(estimate=settings.estimate)))
-        host.check_scope(meter, settings.engine)
+        meter = stack.enter_context(host.open_meter(settings.engine, settings.estimate))
         device = host.device_name(meter, on_cpu=settings.engine.on_cpu)
         gpus = _limited(settings, meter, progress, stack)
         limits = _checked(settings.power_limits_watts, gpus) if gpus else ()
@@ -109,9 +109,10 @@ def _limited(
     if settings.power_limits_watts:
         if settings.engine.on_cpu:
             raise ConfigError(f"{OPTION}: the engine computes on the CPU: no GPU to limit")
-        uuids = [device.id for device in meter.devices() if device.kind == "gpu"]
-        state_file = limit_record.STATE_FILE
-        return stack.enter_context(LimitedGpus(uuids, say=progress.say, state_file=state_file))
+        gpus = LimitedGpus(
+            host.gpus_of(meter), say=progress.say, state_file=limit_record.STATE_FILE
+        )
+        return stack.enter_context(gpus)
     left_over = not settings.engine.on_cpu and limit_record.read_record(limit_record.STATE_FILE)
     if left_over:
         raise ConfigError(
@@ -168,7 +169,7 @@ def _manifest(settings: ProfileSettings, meter: EnergyMeter, device: str) -> dic
             "unavailable": meter.unavailable,
         },
         "host": host.host_facts(),
-        "gpus": None if engine.on_cpu else host.gpu_facts(),
+        "gpus": None if engine.on_cpu else host.gpu_facts(host.gpus_of(meter)),
         "versions": host.versions(),
         "source": host.commit(REPOSITORY),
         "command": settings.command,

@@ -8,12 +8,15 @@ import sys
 
 import pytest
 import yaml
+from fake_nvml import uuid_of
 
 from serve_app.actuators import limit_record
 from serve_app.actuators.limit_record import LimitRecord, RecordFile
 from serve_app.cli.main import main
-from serve_app.profiler import runner
+from serve_app.meters import EstimateSettings
+from serve_app.profiler import host, runner
 from serve_app.profiler.samples import unlimited
+from serve_app.profiler.shapes import shape_of
 from serve_app.profiler.store import load_samples
 from serve_app.profiler.torch_settings import TorchEngineSettings, open_torch_engine
 
@@ -104,8 +107,18 @@ def test_limits_that_a_killed_run_left_are_not_taken_for_the_machines_own(profil
     assert "has not put them back" in output.err
 
 
-def test_gpus_that_the_engine_does_not_use_are_not_metered_by_accident(fake, profile):
-    fake.state.ndev = 2
+def test_gpus_that_the_engine_does_not_use_are_neither_metered_nor_limited(fake, monkeypatch):
+    fake.state.virtual_ns = 0
+    engine = TorchEngineSettings(name="tiny", shape=shape_of("tiny"), device="cpu")
+    monkeypatch.setattr(TorchEngineSettings, "on_cpu", False)
+    with host.open_meter(engine, EstimateSettings()) as meter:
+        assert host.gpus_of(meter) == [uuid_of(0)]
+        (facts,) = host.gpu_facts(host.gpus_of(meter))["devices"]
+        assert facts["power_limit_watts"] == 700.0
+
+
+def test_fewer_gpus_than_the_engine_needs_are_refused(fake, profile, monkeypatch):
+    monkeypatch.setattr(TorchEngineSettings, "num_gpus", 4)
     code, output = profile()
     assert code == 2
-    assert "CUDA_VISIBLE_DEVICES" in output.err
+    assert "the engine uses 4 GPUs; in sight: 1" in output.err
