@@ -1,0 +1,150 @@
+"""The state of a simulated fleet, as arrays that compiled code changes in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numba import config, njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+_F = TypeVar("_F", bound=Callable[..., object])
+
+NOBODY = -1
+# Columns of `Fleet.coefficients`, one row per power limit: three times the seven of a step, in the
+# order t0, a, b, c, q, d, knee.
+UNDER_LIMIT, UNLIMITED, ENERGY = 0, 7, 14
+PER_KV, PER_SEQ_BEYOND, KNEE = 2, 5, 6
+IDLE_WATTS, CEILING_WATTS, NUM_COEFFICIENTS = 21, 22, 23
+LEAST_OUTSTANDING, POWER_OF_TWO, PACKED = range(3)  # routers
+REACHED, NEEDS_ARRIVALS, DONE_FULL, SLOTS_FULL = range(4)  # what `advance` returns
+# Indices of `Fleet.numbers`.
+FREE, DONE, ORDER, HELD_HEAD, HELD_TAIL = range(5)
+BUDGET_TOKENS, KV_CAPACITY_TOKENS, ROUTER, PACK_SEQS, NUM_NUMBERS = range(5, 10)
+
+
+def jit(function: _F) -> _F:
+    """Compile at the first call; kept for the next process where `serve_app.simulator` says so."""
+    compiled: _F = njit(cache=bool(config.CACHE_DIR))(function)
+    return compiled
+
+
+class Fleet(NamedTuple):
+    """Everything that changes: R replicas, at most S sequences each, P request slots."""
+
+    # Per replica.
+    accepting: Ints  # 1: the router may choose it
+    cap: Ints  # running sequences at most
+    row: Ints  # of `coefficients`: the limit in force
+    clock_s: Floats  # idle: since when; else when the stretch under way began
+    end_s: Floats  # when that ends; inf: idle
+    length: Ints  # steps in it
+    chunk_tokens: Ints  # prompt tokens in it: then it is one step
+    chunk_seqs: Ints  # prompts that they belong to
+    chunk_kv_tokens: Ints  # context of those after the step
+    chunk_pairs: Floats  # (computed token, token it attends to)
+    factor: Floats  # jitter of the stretch
+    steps: Ints  # so far
+    running: Ints  # sequences that decode
+    kv_tokens: Ints  # their context
+    partial: Ints  # slot of the prompt that was cut, or NOBODY
+    partial_tokens: Ints  # computed of it
+    finishing: Ints  # prompts that are complete at the end of the step
+    waiting: Ints
+    head: Ints
+    tail: Ints
+    outstanding: Ints  # arrived and not ended
+    arrived: Ints
+    active_joules: Floats
+    prefill_joules: Floats  # part of it: what prompts added to steps
+    idle_joules: Floats
+    busy_s: Floats
+    output_tokens: Ints
+    preemptions: Ints
+    # Per replica and sequence: a min-heap by the step after which a sequence has ended.
+    heap_step: Ints
+    heap_slot: Ints
+    finishing_slot: Ints
+    # Per slot.
+    arrival_s: Floats
+    prompt_tokens: Ints
+    total_tokens: Ints  # output wanted
+    made_tokens: Ints  # of it, before it decodes (again)
+    start_step: Ints  # the replica's count when that began
+    first_s: Floats  # of the first token; nan: none yet
+    order: Ints  # of arrival
+    following: Ints  # in a line, or in the list of free slots
+    # Ended requests.
+    done_arrival_s: Floats
+    done_first_s: Floats
+    done_end_s: Floats
+    done_prompt_tokens: Ints
+    done_output_tokens: Ints
+    done_replica: Ints
+    coefficients: Floats
+    numbers: Ints
+    random: NDArray[np.uint64]  # (1,)
+    jitter: Floats  # (1,): standard deviation of the log time of one step
+
+
+class Arrivals(NamedTuple):
+    """Requests in the order of their arrival: seconds, prompt tokens, output tokens (>= 1)."""
+
+    times_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+
+
+def new_fleet(  # noqa: PLR0913  (a fleet's sizes and rules)
+    coefficients: Floats,
+    *,
+    replicas: int,
+    max_num_seqs: int,
+    budget_tokens: int,
+    kv_capacity_tokens: int,
+    slots: int,
+    done: int,
+    router: int = LEAST_OUTSTANDING,
+    pack_seqs: int = 0,
+    jitter: float = 0.0,
+    seed: int = 0,
+) -> Fleet:
+    """An idle fleet of which no replica accepts. `coefficients`: (limits, NUM_COEFFICIENTS);
+    `done`: room for ended requests, at least twice `max_num_seqs`."""
+    numbers = np.zeros(NUM_NUMBERS, dtype=np.int64)
+    numbers[BUDGET_TOKENS], numbers[KV_CAPACITY_TOKENS] = budget_tokens, kv_capacity_tokens
+    numbers[ROUTER], numbers[PACK_SEQS] = router, pack_seqs
+    numbers[HELD_HEAD] = numbers[HELD_TAIL] = NOBODY
+    following = np.arange(1, slots + 1, dtype=np.int64)
+    following[-1] = NOBODY
+
+    def ints(*shape: int) -> Ints:
+        return np.zeros(shape, dtype=np.int64)
+
+    def floats(*shape: int) -> Floats:
+        return np.zeros(shape, dtype=np.float64)
+
+    nobody = np.full(replicas, NOBODY, dtype=np.int64)
+    r, s = replicas, max_num_seqs
+    return Fleet(
+        accepting=ints(r), cap=np.full(r, max_num_seqs, dtype=np.int64), row=ints(r),
+        clock_s=floats(r), end_s=np.full(r, np.inf), length=ints(r), chunk_tokens=ints(r),
+        chunk_seqs=ints(r), chunk_kv_tokens=ints(r), chunk_pairs=floats(r),
+        factor=np.ones(r), steps=ints(r), running=ints(r), kv_tokens=ints(r),
+        partial=nobody.copy(), partial_tokens=ints(r), finishing=ints(r), waiting=ints(r),
+        head=nobody.copy(), tail=nobody.copy(), outstanding=ints(r), arrived=ints(r),
+        active_joules=floats(r), prefill_joules=floats(r), idle_joules=floats(r),
+        busy_s=floats(r), output_tokens=ints(r), preemptions=ints(r),
+        heap_step=ints(r, s), heap_slot=ints(r, s), finishing_slot=ints(r, s),
+        arrival_s=floats(slots), prompt_tokens=ints(slots), total_tokens=ints(slots),
+        made_tokens=ints(slots), start_step=ints(slots), first_s=floats(slots),
+        order=ints(slots), following=following,
+        done_arrival_s=floats(done), done_first_s=floats(done), done_end_s=floats(done),
+        done_prompt_tokens=ints(done), done_output_tokens=ints(done), done_replica=ints(done),
+        coefficients=np.ascontiguousarray(coefficients, dtype=np.float64), numbers=numbers,
+        random=np.array([(seed * 2 + 1) * 0x9E3779B97F4A7C15 % 2**64], dtype=np.uint64),
+        jitter=np.array([jitter]),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What surrounds the simulator of `policies.sim`: files, progress, tables."""
