@@ -36,6 +36,7 @@ class Fleet(NamedTuple):
     """Everything that changes: R replicas, at most S sequences each, P request slots."""
 
     # Per replica.
+    on: Ints  # 1: it is there and draws power
     accepting: Ints  # 1: the router may choose it
     cap: Ints  # running sequences at most
     row: Ints  # of `coefficients`: the limit in force
@@ -130,6 +131,7 @@ def new_fleet(  # noqa: PLR0913  (a fleet's sizes and rules)
     nobody = np.full(replicas, NOBODY, dtype=np.int64)
     r, s = replicas, max_num_seqs
     return Fleet(
+        on=ints(r),
         accepting=ints(r), cap=np.full(r, max_num_seqs, dtype=np.int64), row=ints(r),
         clock_s=floats(r), end_s=np.full(r, np.inf), length=ints(r), chunk_tokens=ints(r),
         chunk_seqs=ints(r), chunk_kv_tokens=ints(r), chunk_pairs=floats(r),

@@ -101,10 +101,11 @@ def set_row(f: Fleet, replica: int, row: int, now_s: float) -> None:
 
 @jit
 def accept(f: Fleet, replica: int, now_s: float) -> None:
-    """The replica may be chosen from now on, and takes what nobody could."""
+    """The replica is there, may be chosen from now on, and takes what nobody could. Its idle draw
+    counts from now, or from before if it was there already (draining, say)."""
+    if f.on[replica] == 0:
+        f.on[replica], f.clock_s[replica] = 1, now_s
     f.accepting[replica] = 1
-    if f.end_s[replica] == np.inf:
-        f.clock_s[replica] = now_s
     while f.numbers[HELD_HEAD] != NOBODY:
         slot = f.numbers[HELD_HEAD]
         f.numbers[HELD_HEAD] = f.following[slot]
@@ -113,10 +114,17 @@ def accept(f: Fleet, replica: int, now_s: float) -> None:
 
 
 @jit
+def release(f: Fleet, replica: int, now_s: float) -> None:
+    """An idle replica is gone: it draws nothing from now on."""
+    idle_until(f, replica, now_s)
+    f.on[replica], f.accepting[replica] = 0, 0
+
+
+@jit
 def settle_idle(f: Fleet, now_s: float) -> None:
     """Book the idle energy of idle replicas up to now."""
     for replica in range(len(f.end_s)):
-        if f.end_s[replica] == np.inf:
+        if f.on[replica] and f.end_s[replica] == np.inf:
             idle_until(f, replica, now_s)
 
 
@@ -125,6 +133,8 @@ def joules_at(f: Fleet, now_s: float, out: Floats) -> None:
     """What a meter on each replica would show at `now_s`: within a stretch by its mean draw."""
     for r in range(len(f.end_s)):
         out[r] = f.active_joules[r] + f.idle_joules[r]
+        if f.on[r] == 0:
+            continue
         if f.end_s[r] == np.inf:
             watts = f.coefficients[f.row[r], IDLE_WATTS]
             out[r] += watts * max(0.0, now_s - f.clock_s[r])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from step_by_step import Replica, Request, run
 
+from policies.model.fitted import FittedModel, Residuals, ValidRange
 from policies.model.latency import LatencyModel
-from policies.model.power import PowerModel
+from policies.model.power import CapResponse, PowerModel
 from policies.sim import fleet_state, kernel
+from policies.sim.coefficients import coefficients
 
 pytestmark = pytest.mark.slow  # compiling takes half a minute where it is done anew
 LATENCY = LatencyModel(
@@ -30,24 +32,20 @@ POWER = PowerModel(
 )  # fmt: skip
 
 
-def row(latency=LATENCY, limited=None, power=POWER, ceiling_watts=math.inf):
-    def seven(model):
-        return [
-            model.t0_s, model.a_s_per_seq, model.b_s_per_kv_token, model.c_s_per_prefill_token,
-            model.q_s_per_attended_pair, model.d_s_per_token_beyond_knee, model.knee_tokens,
-        ]  # fmt: skip
-
-    energy = [
-        power.e0_joules_per_step, power.e1_joules_per_seq, power.e2_joules_per_kv_token,
-        power.e3_joules_per_prefill_token, power.e4_joules_per_attended_pair,
-        power.e5_joules_per_token_beyond_knee, power.knee_tokens,
-    ]  # fmt: skip
-    return [*seven(limited or latency), *seven(latency), *energy, power.idle_watts, ceiling_watts]
+CAP = CapResponse(c0_watts=94.0, ck_watts=432.0, n=4.0, s_max=1.017)
+MODEL = FittedModel(
+    name="planted", model="m", device="d", latency=LATENCY,
+    power=replace(POWER, natural_draw_watts=700.0, cap_response=CAP),
+    valid=ValidRange(max_num_seqs=64, max_context_tokens=8192, max_prompt_tokens=8192),
+    residuals=Residuals(
+        step_time_median_ratio=0.0, step_time_p95_ratio=0.0, energy_median_ratio=0.0, samples=99
+    ),
+)  # fmt: skip
 
 
 def fleet(count=1, *, cap=8, budget=256, capacity=1 << 20, **options):
     made = fleet_state.new_fleet(
-        np.array([row()]), replicas=count, max_num_seqs=64, budget_tokens=budget,
+        coefficients(MODEL, [None]), replicas=count, max_num_seqs=64, budget_tokens=budget,
         kv_capacity_tokens=capacity, slots=4096, done=8192, **options,
     )  # fmt: skip
     for replica in range(count):
@@ -170,22 +168,22 @@ def test_a_lower_cap_drains_and_a_higher_one_fills_at_the_next_step():
 
 
 def test_a_power_limit_slows_and_cuts_the_draw():
-    slow = LATENCY.slowed(prefill_speed_ratio=0.5, decode_speed_ratio=0.8)
     made = fleet_state.new_fleet(
-        np.array([row(), row(limited=slow, ceiling_watts=200.0)]), replicas=1, max_num_seqs=8,
-        budget_tokens=512, kv_capacity_tokens=1 << 20, slots=16, done=64,
+        coefficients(MODEL, [None, 200.0]), replicas=1, max_num_seqs=8, budget_tokens=512,
+        kv_capacity_tokens=1 << 20, slots=16, done=64,
     )  # fmt: skip
     kernel.accept(made, 0, 0.0)
     kernel.set_row(made, 0, 1, 0.0)
     assert play(made, [(0.0, 100, 50)]) == 1
-    first_s = slow.step_time_s(1, 100, 100, 5000.0)
+    first_s = MODEL.latency_under(200.0).step_time_s(1, 100, 100, 5000.0)
+    assert first_s > 1.5 * LATENCY.step_time_s(1, 100, 100, 5000.0)
     assert made.done_first_s[0] == pytest.approx(first_s)
     assert made.active_joules[0] == pytest.approx(200.0 * made.busy_s[0], rel=1e-6)
 
 
 def test_requests_that_nobody_may_take_wait_and_none_is_lost():
     made = fleet_state.new_fleet(
-        np.array([row()]), replicas=2, max_num_seqs=8, budget_tokens=512,
+        coefficients(MODEL, [None]), replicas=2, max_num_seqs=8, budget_tokens=512,
         kv_capacity_tokens=1 << 20, slots=64, done=64,
     )  # fmt: skip
     load = [(0.1 * k, 50, 5) for k in range(10)]
@@ -200,10 +198,23 @@ def test_requests_that_nobody_may_take_wait_and_none_is_lost():
     assert made.outstanding.sum() == 0
 
 
+def test_a_replica_that_is_not_there_draws_nothing():
+    made = fleet(2)
+    made.accepting[1] = 0
+    kernel.release(made, 1, 10.0)
+    kernel.settle_idle(made, 100.0)
+    shown = np.zeros(2)
+    kernel.joules_at(made, 100.0, shown)
+    assert shown == pytest.approx([100.0 * POWER.idle_watts, 10.0 * POWER.idle_watts])
+    kernel.accept(made, 1, 150.0)
+    kernel.settle_idle(made, 160.0)
+    assert made.idle_joules[1] == pytest.approx(20.0 * POWER.idle_watts)
+
+
 def test_it_stops_and_goes_on_where_the_caller_has_to_act():
     def small():
         made = fleet_state.new_fleet(
-            np.array([row()]), replicas=1, max_num_seqs=4, budget_tokens=512,
+            coefficients(MODEL, [None]), replicas=1, max_num_seqs=4, budget_tokens=512,
             kv_capacity_tokens=1 << 20, slots=4, done=12,
         )  # fmt: skip
         kernel.accept(made, 0, 0.0)
