@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published rapl-wraps nvml-cycle metering-cost log-cost oracle-aiperf
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published rapl-wraps nvml-cycle metering-cost sim-speed log-cost oracle-aiperf
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,10 +48,10 @@ gpu-check: ## Meter, engine and profile of this machine's NVIDIA GPU (sets nothi
 	  tests/profiler/test_torch_engine.py tests/profiler/test_torch_step.py tests/profiler/test_batching.py
 
 profile-cpu: $(STAMP) ## Measure SmolLM2 on this CPU anew (15 minutes; nothing else may run) and fit its profile
-	rm -rf $(CPU_PROFILE)
+	rm -rf $(CPU_PROFILE) && mkdir -p $(CPU_PROFILE)
 	$(BIN)/jouleserve profile smollm2-135m-instruct --out configs/profiles/smollm2-135m-instruct@cpu.yaml \
-	  --samples $(CPU_PROFILE) --picture $(CPU_PROFILE)/fit.png > .fit.txt; status=$$?; \
-	  mv .fit.txt $(CPU_PROFILE)/fit.txt; cat $(CPU_PROFILE)/fit.txt; exit $$status
+	  --samples $(CPU_PROFILE) --picture $(CPU_PROFILE)/fit.png > $(CPU_PROFILE)/fit.txt
+	cat $(CPU_PROFILE)/fit.txt
 
 published: $(STAMP) ## Fit the GPU profiles to published tables, DATA=folder (see configs/published.yaml)
 	$(BIN)/jouleserve published $(DATA) --report docs/results/published-profiles/report.md
@@ -65,6 +65,9 @@ nvml-cycle: $(STAMP) ## One reading cycle of 8 fake GPUs: writes docs/results/nv
 
 metering-cost: $(STAMP) ## What metering costs one engine, on and off in turn: writes docs/results/metering-cost
 	$(BIN)/python -m serve_app.compare.metering_cost --out docs/results/metering-cost
+
+sim-speed: $(STAMP) ## How quick the simulator is on this core
+	$(BIN)/python -m serve_app.simulator.bench
 
 log-cost: $(STAMP) ## What the request log costs at 2,000 rows/s: writes docs/results/request-log-cost
 	$(BIN)/python -m serve_app.request_log.bench --out docs/results/request-log-cost

@@ -16,6 +16,7 @@ from itertools import islice
 import numpy as np
 
 from policies.core.control import Policy
+from policies.core.errors import ConfigError
 from policies.core.types import (
     ControlState,
     Knob,
@@ -46,7 +47,8 @@ _REPLICA = frozenset({Knob.MAX_NUM_ACTIVE_SEQS, Knob.POWER_LIMIT})
 def simulate(
     trace: Iterable[TraceRow], truth: FittedModel, policy: Policy, settings: SimSettings
 ) -> SimResult:
-    """Play the trace, in the order of arrival. Deterministic by `settings.seed`."""
+    """Play the trace, in the order of arrival. Deterministic by `settings.seed`. ConfigError where
+    the fleet falls ever further behind."""
     run = _Run(trace, truth, policy, settings)
     while not run.over:
         run.tick()
@@ -141,9 +143,9 @@ class _Run:
             if code == DONE_FULL:
                 continue
             if code != REACHED:
-                raise ValueError(
-                    f"more than {self._settings.max_outstanding} requests under way at "
-                    f"{until_s:g} s: the fleet cannot serve this trace"
+                raise ConfigError(
+                    f"max_outstanding is {self._settings.max_outstanding}, and more requests are "
+                    f"under way before {until_s:g} s: the fleet cannot serve this trace"
                 )
             self._now_s = until_s
             return

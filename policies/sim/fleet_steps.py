@@ -62,7 +62,8 @@ def begin(f: Fleet, r: int, now_s: float) -> None:
     elif f.running[r] > 0:
         room = capacity - f.kv_tokens[r] - f.partial_tokens[r]
         until_full = max(1, room // f.running[r])
-        f.length[r] = min(f.heap_step[r, 0] - f.steps[r], until_full)
+        # Whoever lost its place may have it back in the next step: that ends this stretch.
+        f.length[r] = min(f.heap_step[r, 0] - f.steps[r], until_full) if admits else 1
     else:
         f.length[r] = 0
         f.end_s[r] = np.inf

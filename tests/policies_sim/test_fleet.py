@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from policies.core.errors import ConfigError
 from policies.core.types import SLO, Bounds, ControlSettings
 from policies.energy_slo import EnergySlo
 from policies.model.fitted import FittedModel, Residuals, ValidRange
@@ -132,7 +133,7 @@ def test_power_limits_are_chosen_with_the_cap_where_they_may_be():
 
 
 def test_a_trace_that_no_fleet_can_serve_is_refused_in_words():
-    with pytest.raises(ValueError, match="cannot serve this trace"):
+    with pytest.raises(ConfigError, match="cannot serve this trace"):
         simulate(load(400.0, 60.0), MODEL, Static(num_replicas=1), settings(max_outstanding=1000))
 
 
