@@ -119,9 +119,10 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: Path) -> dict[str, Any]:
-    """Commit of the source tree and whether it has changes; None where it is not a git tree."""
+    """Commit of the source tree and whether it has changes, docs and results apart; None where it
+    is not a git tree."""
     head = _git(folder, "rev-parse", "HEAD")
-    status = _git(folder, "status", "--porcelain")
+    status = _git(folder, "status", "--porcelain", "--", ".", ":(exclude)docs")
     return {"commit": head or None, "dirty": None if status is None else bool(status)}
 
 

@@ -77,11 +77,8 @@ class RunOrder:
         sigma = max(float(1.4826 * np.median(errors)), regression.MIN_SCALE_RATIO)
         return NORMAL_95 * sigma * float(np.sqrt(self._variances(samples).max()))
 
-    def good_enough(self, samples: Sequence[Sample], target_ratio: float) -> bool:
-        """Whether the half-width is within `target_ratio` and the held-out errors are small."""
-        half_width = self.half_width_ratio(samples)
-        if half_width is None or half_width > target_ratio:
-            return False
+    def meets_unseen_points(self, samples: Sequence[Sample]) -> bool:
+        """Whether the errors on points that a fit has not seen are small."""
         rows = _measured(samples)
         times = np.array([s.step_time_s for s in rows], dtype=np.float64)
         points = [s.point for s in rows]

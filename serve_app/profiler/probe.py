@@ -90,7 +90,7 @@ class Prober:
         """The samples of one run, and its steps. The fill of a long decode point, which computes
         many prompts, is a sample of its own."""
         engine, point = self._engine, run.point
-        before_s = self._yardstick_s or self.yardstick()
+        before_s = 0.0 if point.kind is Kind.IDLE else self._yardstick_s or self.yardstick()
         engine.quiesce()
         engine.forget()
         if point.kind is Kind.IDLE:

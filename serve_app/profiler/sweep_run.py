@@ -70,7 +70,8 @@ def sweep(  # noqa: PLR0913, PLR0917  (the parts that are brought together)
 ) -> SweepOutcome:
     """Measure what is not in the folder yet; it keeps what was measured when an error ends this."""
     runs = schedule(points)
-    todo = [run for run in runs if (run.point.name, run.repeat) not in store.done]
+    done = store.done
+    todo = [run for run in runs if (run.point.name, run.repeat) not in done]
     prober.window_s = window_seconds(todo, timing)
     expected = {run: run_seconds(run, timing, prober.window_s) for run in todo}
     progress.begin(min(sum(expected.values()), timing.budget_s))
@@ -100,7 +101,8 @@ def sweep(  # noqa: PLR0913, PLR0917  (the parts that are brought together)
             disturbed.append(label)
         half_width = order.half_width_ratio(store.samples)
         progress.advance(expected[run], _known(label, half_width))
-        if order.good_enough(store.samples, ending.target_error_ratio):
+        known = half_width is not None and half_width <= ending.target_error_ratio
+        if known and order.meets_unseen_points(store.samples):
             break
     store.write_parquet()
     return SweepOutcome(

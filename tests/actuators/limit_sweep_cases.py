@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from fake_nvml import uuid_of
 from planted_limits import LIMITS, POINTS, RESPONSE, planted_model, planted_sample
+from profiler_planted import ProgressLog
 
 from policies.core.errors import ActuationError, ConfigError
 from serve_app.actuators.limited_gpus import LimitedGpus
@@ -42,27 +43,13 @@ class PlantedProber:
         return [sample], []
 
 
-class Log:
-    def __init__(self):
-        self.total_s = self.done_s = 0.0
-
-    def say(self, text):
-        pass
-
-    def begin(self, total_s):
-        self.total_s = total_s
-
-    def advance(self, done_s, text):
-        self.done_s += done_s
-
-
 @pytest.fixture
 def measure(fake, tmp_path):
     def run(prober, *, repeats=1, budget_s=1e4):
         store = SampleStore(tmp_path / "samples", MANIFEST)
         timing = Timing(prefill_tokens_per_s=40_000.0, budget_s=budget_s)
         sweep = LimitSweep(limits_watts=LIMITS, points=POINTS, timing=timing, repeats=repeats)
-        log = Log()
+        log = ProgressLog()
         state_file = tmp_path / "limits.json"
         gpus = LimitedGpus(BOTH, say=log.say, state_file=state_file, sleep=lambda seconds: None)
         with gpus:

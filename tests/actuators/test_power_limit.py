@@ -1,15 +1,11 @@
 """Runs *_cases.py where the fake NVML library is found as the real one would be: nothing else in the
 tests may set a power limit."""
 
-import os
 import re
-import subprocess
-import sys
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from fake_nvml import build
+from under_fake_nvml import run_cases
 
 from policies.core.errors import ActuationError
 from serve_app.actuators.limited_gpus import LimitedGpus
@@ -20,19 +16,7 @@ CASES = sorted(Path(__file__).parent.glob("*_cases.py"))
 
 @pytest.mark.slow
 def test_cases_pass_under_the_fake_library(tmp_path):
-    library = build(tmp_path / "lib")
-    report = tmp_path / "report.xml"
-    command = [sys.executable, "-m", "pytest", *map(str, CASES), "-q", "--no-header", "-p"]
-    command += ["no:cacheprovider", f"--junitxml={report}", f"--basetemp={tmp_path / 'cases'}"]
-    environ = {**os.environ, "LD_LIBRARY_PATH": str(library), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    suite = ET.parse(report).getroot().find("testsuite")
-    written = sum(case.read_text().count("\ndef test_") for case in CASES)
-    assert int(suite.get("tests")) >= written > 20
-    assert suite.get("skipped") == "0"
+    run_cases(CASES, tmp_path, more_than=20, timeout_s=240)
 
 
 def test_one_file_alone_names_a_setter_of_nvml():

@@ -1,16 +1,12 @@
 """Runs fake_gpu_cases.py where the fake NVML library is found as the real one would be."""
 
-import os
 import re
-import subprocess
-import sys
 import time
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from fake_nvml import build
 from typer.testing import CliRunner
+from under_fake_nvml import run_cases
 
 from policies.core.errors import EngineError
 from serve_app.cli.gpu_check import app
@@ -22,18 +18,7 @@ CASES = Path(__file__).with_name("fake_gpu_cases.py")
 
 @pytest.mark.slow
 def test_cases_pass_under_the_fake_library(tmp_path):
-    library = build(tmp_path / "lib")
-    report = tmp_path / "report.xml"
-    command = [sys.executable, "-m", "pytest", str(CASES), "-q", "--no-header", "-p"]
-    command += ["no:cacheprovider", f"--junitxml={report}", f"--basetemp={tmp_path / 'cases'}"]
-    environ = {**os.environ, "LD_LIBRARY_PATH": str(library)}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    suite = ET.parse(report).getroot().find("testsuite")
-    assert int(suite.get("tests")) >= CASES.read_text().count("\ndef test_")
-    assert suite.get("skipped") == "0"
+    run_cases([CASES], tmp_path)
 
 
 def test_no_code_of_meters_doctor_and_check_names_a_setter_of_nvml():

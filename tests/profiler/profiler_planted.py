@@ -74,3 +74,19 @@ def _idle(repeat):
         source="estimated",
         coverage_ratio=1.0,
     )
+
+
+class ProgressLog:
+    """Adds up what a sweep tells its progress bar."""
+
+    def __init__(self):
+        self.total_s = self.done_s = 0.0
+
+    def say(self, text):
+        pass
+
+    def begin(self, total_s):
+        self.total_s = total_s
+
+    def advance(self, done_s, text):
+        self.done_s += done_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from profiler_planted import LATENCY, planted_samples
+from profiler_planted import LATENCY, ProgressLog, planted_samples
 
 from serve_app.profiler import sweep_run
 from serve_app.profiler.fit import Identity, fit
@@ -40,22 +40,8 @@ class PlantedProber:
         return [sample], [Step(start_s=0.0, end_s=1.0, num_seqs=1, kv_tokens=1, prefill_tokens=0)]
 
 
-class Log:
-    def __init__(self):
-        self.total_s = self.done_s = 0.0
-
-    def say(self, text):
-        pass
-
-    def begin(self, total_s):
-        self.total_s = total_s
-
-    def advance(self, done_s, text):
-        self.done_s += done_s
-
-
 def sweep(tmp_path, prober, *, budget_s=3000.0, repeats=1, target=1e-9):
-    log = Log()
+    log = ProgressLog()
     outcome = sweep_run.sweep(
         SweepSettings(max_num_batched_tokens=2048, kv_capacity_tokens=46_592, repeats=repeats),
         Timing(prefill_tokens_per_s=prober.speed, budget_s=budget_s),
