@@ -104,6 +104,7 @@ def conclude(
         last_relief_s=now_s if relieved else state.last_relief_s,
         last_relief_rate_per_s=_rate(decision) if relieved else state.last_relief_rate_per_s,
         last_decision=decision,
+        memory=state.memory,
     )
 
 

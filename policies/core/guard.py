@@ -58,6 +58,8 @@ def guard(wanted: OperatingPoint, present: OperatingPoint, context: GuardContext
         num_replicas=_replicas(here, there, context, notes),
         max_num_active_seqs=_cap(here, there, context, notes),
         power_limit_watts=_limit(here, there, context, notes),
+        pack_seqs=there.pack_seqs,
+        pack_tokens=there.pack_tokens,
     )
     return Guarded(point=point, notes=tuple(notes))
 
@@ -84,6 +86,8 @@ def clamp(point: OperatingPoint, present: OperatingPoint, bounds: Bounds) -> Ope
             max(bounds.max_num_seqs, low_cap),
         ),
         power_limit_watts=limit_watts,
+        pack_seqs=point.pack_seqs,
+        pack_tokens=point.pack_tokens,
     )
 
 
@@ -98,6 +102,8 @@ def project(
         num_replicas=source[Knob.NUM_REPLICAS in free].num_replicas,
         max_num_active_seqs=source[owns_cap].max_num_active_seqs,
         power_limit_watts=source[owns_limit].power_limit_watts,
+        pack_seqs=source[Knob.PACK_SEQS in free].pack_seqs,
+        pack_tokens=source[Knob.PACK_SEQS in free].pack_tokens,
     )
 
 

@@ -77,6 +77,12 @@ def present_point(observation: Observation, bounds: Bounds) -> OperatingPoint:
             (cap for cap in caps if math.isfinite(cap) and cap > 0), default=bounds.max_num_seqs
         ),
         power_limit_watts=min(limits, default=None) if bounds.power_limits_watts else None,
+        pack_seqs=min(
+            (one.pack_seqs for one in observation.replicas if one.pack_seqs), default=None
+        ),
+        pack_tokens=min(
+            (one.pack_tokens for one in observation.replicas if one.pack_tokens), default=None
+        ),
     )
 
 

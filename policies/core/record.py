@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from enum import Enum
 from typing import Any
 
+from policies.core.memory import Memory
 from policies.core.types import (
     Binding,
     ControlState,
@@ -61,10 +62,14 @@ def state_from_dict(data: Mapping[str, Any] | None) -> ControlState:
         clocks = {
             item.name: _number(data.get(item.name))
             for item in fields(ControlState)
-            if item.name != "last_decision"
+            if item.name not in {"last_decision", "memory"}
         }
         last = data.get("last_decision")
-        return ControlState(**clocks, last_decision=None if last is None else _decision(last))
+        return ControlState(
+            **clocks,
+            last_decision=None if last is None else _decision(last),
+            memory=Memory.from_dict(data.get("memory") or {}),
+        )
     except (TypeError, ValueError, KeyError, AttributeError):
         return ControlState()
 

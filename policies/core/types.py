@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from policies.core.memory import Memory
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SLO:
@@ -29,11 +31,15 @@ class SLO:
 class OperatingPoint:
     """One setting of all knobs. `max_num_active_seqs` is the cap on running requests per replica
     (vLLM's word; below its start-time capacity `max_num_seqs`). `power_limit_watts` is per GPU;
-    None = the device's own default, not touched by us."""
+    None = the device's own default, not touched by us. `pack_seqs`: the router sends requests to
+    the first replica, in a fixed order, that has fewer than so many outstanding and fewer than
+    `pack_tokens` prompt tokens waiting; None = to the one with the fewest outstanding."""
 
     num_replicas: int
     max_num_active_seqs: int
     power_limit_watts: float | None = None
+    pack_seqs: int | None = None
+    pack_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +69,7 @@ class Knob(StrEnum):
     NUM_REPLICAS = "num_replicas"
     MAX_NUM_ACTIVE_SEQS = "max_num_active_seqs"
     POWER_LIMIT = "power_limit"
+    PACK_SEQS = "pack_seqs"
 
 
 class Mode(StrEnum):
@@ -116,6 +123,17 @@ class ReplicaObservation:
     draw_watts: float | None = None
     max_num_active_seqs: int | None = None  # the cap in force
     power_limit_watts: float | None = None
+    pack_seqs: int | None = None  # what the router was last told
+    pack_tokens: int | None = None
+    waiting_prompt_tokens: float | None = None  # prompt tokens arrived and not yet computed
+    recent_rate_per_s: float | None = None  # arrivals over the last few seconds
+    num_judged: float | None = None  # requests so far that could meet the SLO at all
+    num_late: float | None = None  # of those, the ones whose first token was late
+    num_slow: float | None = None  # and the ones in time that then decoded too slowly
+    margin: float | None = None  # learned: log of the factor by which times are taken longer
+    pace_margin: float | None = None  # the same for the gaps between tokens
+    prompt_bins: tuple[float, ...] | None = None  # mean lengths between the quantiles
+    output_bins: tuple[float, ...] | None = None  # of `policies.core.lengths`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +146,8 @@ class Observation:
     replicas: tuple[ReplicaObservation, ...]
     observed_replicas: int
     requested_replicas: int
+    num_queued: float = 0.0  # requests that no replica has taken yet
+    pool_replicas: int = 1  # that share the arrivals, as far as who decides knows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,3 +229,4 @@ class ControlState:
     last_relief_rate_per_s: float | None = None  # the load at that moment, requests/s
     last_cap_move_s: float | None = None  # the batch cap keeps its own clock
     last_decision: Decision | None = None
+    memory: Memory = field(default_factory=Memory)

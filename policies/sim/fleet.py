@@ -1,16 +1,19 @@
-"""A fleet under a policy: cold starts, drains, reports and the same ticks as live.
+"""A fleet under a policy: cold starts, drains, failures, reports and the same ticks as live.
 
-Every `tick_s` each accepting replica reports and decides about its own cap and limit; the fleet
-decides about replicas on the reports, which may be late. A wanted replica that is not there starts
-cold and draws `cold_start_watts` meanwhile; one that is no longer wanted takes no more requests and
-is gone when its last one has ended. No request is lost.
+Every `tick_s` each accepting replica reports and decides about its own cap, limit and what the
+router may give it; the fleet decides about replicas on the reports, which may be late. A wanted
+replica that is not there starts cold and draws `cold_start_watts` meanwhile; one that is no longer
+wanted takes no more requests and is gone when its last one has ended. Only a failure loses
+requests.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -26,29 +29,32 @@ from policies.core.types import (
 )
 from policies.model.fitted import FittedModel
 from policies.sim import kernel
-from policies.sim.arrivals import TraceRow
 from policies.sim.coefficients import coefficients
+from policies.sim.feed import BLOCK, Feed, Requests
 from policies.sim.fleet_state import (
     DONE,
     DONE_FULL,
+    HELD,
     NEEDS_ARRIVALS,
     REACHED,
-    Arrivals,
     new_fleet,
 )
-from policies.sim.outcome import Moment, SimResult, SimSettings
-from policies.sim.recent import Ended, Recent, joined
+from policies.sim.fleet_steps import lose
+from policies.sim.moments import Moment
+from policies.sim.outcome import SimResult, SimSettings
+from policies.sim.recent import Ended, joined
+from policies.sim.reports import Reporter
 
-BLOCK = 65_536  # arrivals handed to the kernel at a time
 _FLEET = frozenset({Knob.NUM_REPLICAS})
-_REPLICA = frozenset({Knob.MAX_NUM_ACTIVE_SEQS, Knob.POWER_LIMIT})
+_REPLICA = frozenset({Knob.MAX_NUM_ACTIVE_SEQS, Knob.POWER_LIMIT, Knob.PACK_SEQS})
+_READY, _LIMIT, _FAILURE = range(3)  # what happens between two ticks
 
 
 def simulate(
-    trace: Iterable[TraceRow], truth: FittedModel, policy: Policy, settings: SimSettings
+    trace: Iterable[Requests], truth: FittedModel, policy: Policy, settings: SimSettings
 ) -> SimResult:
-    """Play the trace, in the order of arrival. Deterministic by `settings.seed`. ConfigError where
-    the fleet falls ever further behind."""
+    """Play the trace, rows or blocks in the order of arrival. Deterministic by `settings.seed`.
+    ConfigError where the fleet falls ever further behind."""
     run = _Run(trace, truth, policy, settings)
     while not run.over:
         run.tick()
@@ -57,9 +63,9 @@ def simulate(
 
 class _Run:
     def __init__(
-        self, trace: Iterable[TraceRow], truth: FittedModel, policy: Policy, settings: SimSettings
+        self, trace: Iterable[Requests], truth: FittedModel, policy: Policy, settings: SimSettings
     ) -> None:
-        bounds = settings.control.bounds
+        bounds, slo = settings.control.bounds, settings.control.slo
         self._settings, self._policy = settings, policy
         self._limits: list[float | None] = [None, *bounds.power_limits_watts]
         size = max(bounds.max_replicas, settings.initial_replicas, 1)
@@ -77,67 +83,71 @@ class _Run:
             pack_seqs=settings.pack_seqs,
             jitter=settings.jitter,
             seed=settings.seed,
+            targets_s=(slo.ttft_s, slo.tpot_s),
+            attainable_tokens=settings.attainable_prompt_tokens,
         )
-        self._rows = iter(trace)
-        self._block, self._next, self._last = _take(self._rows), 0, False
-        self._now_s, self._ticks = 0.0, 0
+        self._feed = Feed(trace)
+        self._now_s, self._ticks, self._drawn = 0.0, 0, 0.0
         self._target = settings.initial_replicas
-        self._starting: deque[tuple[float, int]] = deque()
-        self._since_s = np.zeros(size)
-        self._shown = np.zeros(size)
-        self._drawn = 0.0
+        self._starting: list[tuple[float, int]] = []
+        self._events: list[tuple[float, int, int, int]] = []
+        self._told: list[float | None] = [None] * size  # limits asked for, settled or not
         self._ended: list[Ended] = []
-        self._recent = Recent(settings.horizon_s, size)
+        self._reporter = Reporter(self._fleet, self._limits, settings)
         self._reports: deque[tuple[float, tuple[ReplicaObservation, ...]]] = deque()
         self._fleet_state = ControlState()
         self._states = [ControlState() for _ in range(size)]
-        self._arrivals_end_s: float | None = None
         self.result = SimResult(policy=policy.name)
         for replica in range(settings.initial_replicas):
             kernel.accept(self._fleet, replica, 0.0)
+        for when_s, replica in settings.failures:
+            heapq.heappush(self._events, (when_s, _FAILURE, replica, 0))
 
     @property
     def over(self) -> bool:
         """Whether all has arrived and ended, or the time to drain is over."""
-        if self._arrivals_end_s is None:
+        end_s = self._feed.end_s
+        if end_s is None:
             return False
-        late = self._now_s - self._arrivals_end_s > self._settings.drain_s
-        return late or self.result.arrived == self.result.completed
+        late = self._now_s - end_s > self._settings.drain_s
+        return late or self._feed.count == self.result.completed + self.result.lost
 
     def tick(self) -> None:
         """Go on by one tick, then report and decide."""
         end_s = self._now_s + self._settings.tick_s
+        begin_s = self._now_s
         for ready_s, _ in self._starting:
-            spent_s = min(ready_s, end_s) - self._now_s
-            self.result.start_joules += self._start_watts * spent_s
-        while self._starting and self._starting[0][0] <= end_s:
-            ready_s, replica = self._starting.popleft()
-            self._advance(ready_s)
-            kernel.accept(self._fleet, replica, ready_s)
-            self._since_s[replica] = ready_s
+            self.result.start_joules += self._start_watts * (min(ready_s, end_s) - begin_s)
+        while self._events and self._events[0][0] <= end_s:
+            self._happen(*heapq.heappop(self._events))
         self._advance(end_s)
         self._ticks += 1
         ended = joined(self._ended)
         self._ended = []
         self._score(ended)
-        self._recent.add(end_s, ended, self._fleet.arrived)
         self._release_drained()
+        drawn = self._reporter.tick(end_s, ended) + self.result.start_joules
         self._decide()
-        self._note()
+        self._note(drawn)
+
+    def _happen(self, when_s: float, kind: int, replica: int, row: int) -> None:
+        fleet = self._fleet
+        self._advance(max(when_s, self._now_s))
+        if kind == _READY and (when_s, replica) in self._starting:
+            self._starting.remove((when_s, replica))
+            kernel.accept(fleet, replica, when_s)
+            self._reporter.appeared(replica, when_s)
+        elif kind == _LIMIT and fleet.on[replica]:
+            kernel.set_row(fleet, replica, row, when_s)
+        elif kind == _FAILURE and fleet.on[replica]:
+            self.result.lost += int(lose(fleet, replica, when_s))
 
     def _advance(self, until_s: float) -> None:
-        fleet = self._fleet
+        fleet, feed = self._fleet, self._feed
         while True:
-            code, self._next = kernel.advance(fleet, until_s, self._block, self._next, self._last)
+            code, feed.next = kernel.advance(fleet, until_s, feed.block, feed.next, feed.last)
             if code == NEEDS_ARRIVALS:
-                self.result.arrived += len(self._block.times_s)
-                block = _take(self._rows)
-                if len(block.times_s):
-                    self._block, self._next = block, 0
-                else:
-                    self._last = True
-                    times = self._block.times_s
-                    self._arrivals_end_s = float(times[-1]) if len(times) else 0.0
+                feed.take()
                 continue
             self._collect()
             if code == DONE_FULL:
@@ -178,6 +188,8 @@ class _Run:
         quick = ended.ttft_s <= slo.ttft_s
         smooth = np.isnan(ended.tpot_s) | (ended.tpot_s <= slo.tpot_s)
         result.attained += int((quick & smooth).sum())
+        result.late_first += int((~quick).sum())
+        result.slow += int((~smooth).sum())
         result.ttft.add(ended.ttft_s)
         result.tpot.add(ended.tpot_s)
 
@@ -189,42 +201,35 @@ class _Run:
 
     def _decide(self) -> None:
         settings = self._settings
-        reports = self._observe()
-        if self._ticks % settings.replica_every == 0:
+        replicas_turn = self._ticks % settings.replica_every == 0
+        fleets_turn = self._ticks % settings.fleet_every == 0
+        if not (replicas_turn or fleets_turn):
+            return
+        reports = self._reporter.reports(self._now_s)
+        if replicas_turn:
             for one in reports:
                 self._decide_replica(one)
+        reports = tuple(self._with_margins(one) for one in reports)
         self._reports.append((self._now_s, reports))
         while len(self._reports) > 1 and (
             self._reports[1][0] <= self._now_s - settings.report_delay_s
         ):
             self._reports.popleft()
-        if self._ticks % settings.fleet_every == 0:
+        if fleets_turn:
             self._decide_fleet()
 
-    def _observe(self) -> tuple[ReplicaObservation, ...]:
-        fleet, control = self._fleet, self._settings.control
-        seen = self._recent.statistics(self._now_s, self._since_s, control.slo.percentile)
-        return tuple(
-            ReplicaObservation(
-                replica=str(replica),
-                time_s=self._now_s,
-                num_running=float(fleet.outstanding[replica] - fleet.waiting[replica]),
-                num_waiting=float(fleet.waiting[replica]),
-                arrival_rate_per_s=float(seen.arrival_rate_per_s[replica]),
-                prompt_tokens=_known(seen.prompt_tokens[replica]),
-                output_tokens=_known(seen.output_tokens[replica]),
-                ttft_s=_known(seen.ttft_s[replica]),
-                tpot_s=_known(seen.tpot_s[replica]),
-                max_num_active_seqs=int(fleet.cap[replica]),
-                power_limit_watts=self._limits[fleet.row[replica]],
-            )
-            for replica in np.flatnonzero(fleet.accepting)
-        )
+    def _with_margins(self, one: ReplicaObservation) -> ReplicaObservation:
+        memory = self._states[int(one.replica)].memory
+        return replace(one, margin=memory.margin, pace_margin=memory.pace_margin)
 
     def _decide_replica(self, one: ReplicaObservation) -> None:
         replica = int(one.replica)
         seen = Observation(
-            now_s=self._now_s, replicas=(one,), observed_replicas=1, requested_replicas=1
+            now_s=self._now_s,
+            replicas=(one,),
+            observed_replicas=1,
+            requested_replicas=1,
+            pool_replicas=int(self._fleet.accepting.sum()),
         )
         decision, self._states[replica] = self._policy.decide(
             seen, self._states[replica], self._settings.control, _REPLICA
@@ -236,17 +241,24 @@ class _Run:
         if point.max_num_active_seqs != fleet.cap[replica]:
             kernel.set_cap(fleet, replica, point.max_num_active_seqs, self._now_s)
             result.cap_actions += 1
-        if point.power_limit_watts != self._limits[fleet.row[replica]]:
+        if point.power_limit_watts != self._told[replica]:
             row = self._limits.index(point.power_limit_watts)
-            kernel.set_row(fleet, replica, row, self._now_s)
+            self._told[replica] = point.power_limit_watts
+            settled_s = self._now_s + self._settings.limit_settle_s
+            heapq.heappush(self._events, (settled_s, _LIMIT, replica, row))
             result.limit_actions += 1
+        fleet.pack_seqs[replica] = point.pack_seqs or 0
+        fleet.pack_tokens[replica] = point.pack_tokens or 1 << 40
 
     def _decide_fleet(self) -> None:
+        fleet = self._fleet
         seen = Observation(
             now_s=self._now_s,
             replicas=self._reports[0][1],
-            observed_replicas=int(self._fleet.accepting.sum()),
+            observed_replicas=int(fleet.accepting.sum()),
             requested_replicas=self._target,
+            num_queued=float(fleet.numbers[HELD]),
+            pool_replicas=int(fleet.accepting.sum()),
         )
         decision, self._fleet_state = self._policy.decide(
             seen, self._fleet_state, self._settings.control, _FLEET
@@ -265,33 +277,46 @@ class _Run:
         while surplus > 0 and self._starting:  # the youngest start is given up first
             self._starting.pop()
             surplus -= 1
-        for replica in np.argsort(np.where(fleet.accepting, fleet.outstanding, 1 << 60)):
-            if surplus <= 0 or not fleet.accepting[replica]:
-                break
-            fleet.accepting[replica] = 0
-            surplus -= 1
-        taken = {replica for _, replica in self._starting}
-        free = (k for k in range(len(fleet.on)) if not fleet.on[k] and k not in taken)
-        for replica in islice(free, max(0, -surplus)):
-            fleet.cap[replica] = self._settings.control.bounds.max_num_seqs
-            fleet.row[replica] = 0
-            self._states[replica] = ControlState()
-            self._starting.append((self._now_s + self._settings.cold_start_s, replica))
+        if surplus > 0:
+            last = np.arange(len(fleet.on))[::-1]  # of equals, the one that is filled last goes
+            for replica in np.lexsort(
+                (last, np.where(fleet.accepting, fleet.outstanding, 1 << 60))
+            ):
+                if surplus <= 0 or not fleet.accepting[replica]:
+                    break
+                fleet.accepting[replica] = 0
+                surplus -= 1
+        if surplus < 0:
+            taken = {replica for _, replica in self._starting}
+            free = (k for k in range(len(fleet.on)) if not fleet.on[k] and k not in taken)
+            for replica in islice(free, -surplus):
+                self._start(replica)
 
-    def _note(self) -> None:
+    def _start(self, replica: int) -> None:
         fleet, settings = self._fleet, self._settings
-        kernel.joules_at(fleet, self._now_s, self._shown)
-        drawn = float(self._shown.sum()) + self.result.start_joules
+        fleet.cap[replica] = settings.control.bounds.max_num_seqs
+        fleet.row[replica], self._told[replica] = 0, None
+        fleet.pack_seqs[replica] = settings.pack_seqs
+        self._states[replica] = ControlState()
+        ready_s = self._now_s + settings.cold_start_s
+        self._starting.append((ready_s, replica))
+        heapq.heappush(self._events, (ready_s, _READY, replica, 0))
+
+    def _note(self, drawn: float) -> None:
+        fleet, settings, result = self._fleet, self._settings, self.result
         accepting = fleet.accepting == 1
         limits = [self._limits[row] for row in fleet.row[accepting]]
         watts = [one for one in limits if one is not None]
         count = int(accepting.sum())
         there = int(fleet.on.sum()) + len(self._starting)
-        self.result.replica_s += there * settings.tick_s
-        self.result.moments.append(
+        result.replica_s += there * settings.tick_s
+        result.moments.add(
             Moment(
                 time_s=self._now_s,
-                arrived=int(fleet.arrived.sum()),
+                span_s=settings.tick_s,
+                arrived=int(fleet.arrived.sum()) + int(fleet.numbers[HELD]),
+                attained=result.attained,
+                completed=result.completed,
                 outstanding=int(fleet.outstanding.sum()),
                 accepting=count,
                 starting=len(self._starting),
@@ -307,22 +332,12 @@ class _Run:
         """Book what is left and return the result."""
         fleet, result = self._fleet, self.result
         kernel.settle_idle(fleet, self._now_s)
-        kernel.joules_at(fleet, self._now_s, self._shown)
+        shown = np.zeros(len(fleet.on))
+        kernel.joules_at(fleet, self._now_s, shown)
+        result.arrived = self._feed.count
         result.idle_joules = float(fleet.idle_joules.sum())
-        result.active_joules = float(self._shown.sum()) - result.idle_joules
+        result.active_joules = float(shown.sum()) - result.idle_joules
+        result.prefill_joules = float(fleet.prefill_joules.sum())
         result.preemptions = int(fleet.preemptions.sum())
         result.duration_s = self._now_s
         return result
-
-
-def _take(rows: Iterator[TraceRow]) -> Arrivals:
-    block = list(islice(rows, BLOCK))
-    return Arrivals(
-        np.array([row.arrival_s for row in block], dtype=np.float64),
-        np.array([row.prompt_tokens for row in block], dtype=np.int64),
-        np.array([row.output_tokens for row in block], dtype=np.int64),
-    )
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)

@@ -22,8 +22,10 @@ IDLE_WATTS, CEILING_WATTS, NUM_COEFFICIENTS = 21, 22, 23
 LEAST_OUTSTANDING, POWER_OF_TWO, PACKED = range(3)  # routers
 REACHED, NEEDS_ARRIVALS, DONE_FULL, SLOTS_FULL = range(4)  # what `advance` returns
 # Indices of `Fleet.numbers`.
-FREE, DONE, ORDER, HELD_HEAD, HELD_TAIL = range(5)
-BUDGET_TOKENS, KV_CAPACITY_TOKENS, ROUTER, PACK_SEQS, NUM_NUMBERS = range(5, 10)
+FREE, DONE, ORDER, HELD_HEAD, HELD_TAIL, HELD = range(6)
+BUDGET_TOKENS, KV_CAPACITY_TOKENS, ROUTER, ATTAINABLE_TOKENS, LOST, NUM_NUMBERS = range(6, 12)
+RING = 512  # lengths that a replica remembers
+TTFT_TARGET_S, TPOT_TARGET_S = 0, 1  # of `Fleet.targets`
 
 
 def jit(function: _F) -> _F:
@@ -59,6 +61,13 @@ class Fleet(NamedTuple):
     tail: Ints
     outstanding: Ints  # arrived and not ended
     arrived: Ints
+    ended: Ints
+    waiting_tokens: Ints  # prompt tokens of those that wait
+    pack_seqs: Ints  # the router passes it by from so many outstanding; 0: spread
+    pack_tokens: Ints  # and from so many prompt tokens that wait
+    judged: Ints  # first tokens of requests that could be in time
+    late: Ints  # of those, the late ones
+    slow: Ints  # and the ones in time that then decoded too slowly
     active_joules: Floats
     prefill_joules: Floats  # part of it: what prompts added to steps
     idle_joules: Floats
@@ -69,6 +78,9 @@ class Fleet(NamedTuple):
     heap_step: Ints
     heap_slot: Ints
     finishing_slot: Ints
+    # Per replica, the last RING lengths: of what arrived, of what ended.
+    ring_prompt: Ints
+    ring_output: Ints
     # Per slot.
     arrival_s: Floats
     prompt_tokens: Ints
@@ -89,6 +101,7 @@ class Fleet(NamedTuple):
     numbers: Ints
     random: NDArray[np.uint64]  # (1,)
     jitter: Floats  # (1,): standard deviation of the log time of one step
+    targets: Floats  # (2,): TTFT, TPOT in seconds
 
 
 class Arrivals(NamedTuple):
@@ -112,12 +125,15 @@ def new_fleet(  # noqa: PLR0913  (a fleet's sizes and rules)
     pack_seqs: int = 0,
     jitter: float = 0.0,
     seed: int = 0,
+    targets_s: tuple[float, float] = (np.inf, np.inf),
+    attainable_tokens: int = 1 << 40,
 ) -> Fleet:
     """An idle fleet of which no replica accepts. `coefficients`: (limits, NUM_COEFFICIENTS);
-    `done`: room for ended requests, at least twice `max_num_seqs`."""
+    `done`: room for ended requests, at least twice `max_num_seqs`. `targets_s`: TTFT and TPOT by
+    which requests with at most `attainable_tokens` of prompt are judged."""
     numbers = np.zeros(NUM_NUMBERS, dtype=np.int64)
     numbers[BUDGET_TOKENS], numbers[KV_CAPACITY_TOKENS] = budget_tokens, kv_capacity_tokens
-    numbers[ROUTER], numbers[PACK_SEQS] = router, pack_seqs
+    numbers[ROUTER], numbers[ATTAINABLE_TOKENS] = router, attainable_tokens
     numbers[HELD_HEAD] = numbers[HELD_TAIL] = NOBODY
     following = np.arange(1, slots + 1, dtype=np.int64)
     following[-1] = NOBODY
@@ -138,6 +154,10 @@ def new_fleet(  # noqa: PLR0913  (a fleet's sizes and rules)
         factor=np.ones(r), steps=ints(r), running=ints(r), kv_tokens=ints(r),
         partial=nobody.copy(), partial_tokens=ints(r), finishing=ints(r), waiting=ints(r),
         head=nobody.copy(), tail=nobody.copy(), outstanding=ints(r), arrived=ints(r),
+        ended=ints(r), waiting_tokens=ints(r), pack_seqs=np.full(r, pack_seqs, dtype=np.int64),
+        pack_tokens=np.full(r, 1 << 40, dtype=np.int64),
+        judged=ints(r), late=ints(r), slow=ints(r),
+        ring_prompt=ints(r, RING), ring_output=ints(r, RING),
         active_joules=floats(r), prefill_joules=floats(r), idle_joules=floats(r),
         busy_s=floats(r), output_tokens=ints(r), preemptions=ints(r),
         heap_step=ints(r, s), heap_slot=ints(r, s), finishing_slot=ints(r, s),
@@ -148,5 +168,5 @@ def new_fleet(  # noqa: PLR0913  (a fleet's sizes and rules)
         done_prompt_tokens=ints(done), done_output_tokens=ints(done), done_replica=ints(done),
         coefficients=np.ascontiguousarray(coefficients, dtype=np.float64), numbers=numbers,
         random=np.array([(seed * 2 + 1) * 0x9E3779B97F4A7C15 % 2**64], dtype=np.uint64),
-        jitter=np.array([jitter]),
+        jitter=np.array([jitter]), targets=np.array(targets_s, dtype=np.float64),
     )  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 
 from policies.sim.fleet_parts import normal, push, remove
 from policies.sim.fleet_state import (
+    ATTAINABLE_TOKENS,
     BUDGET_TOKENS,
     CEILING_WATTS,
     DONE,
@@ -19,9 +20,13 @@ from policies.sim.fleet_state import (
     IDLE_WATTS,
     KNEE,
     KV_CAPACITY_TOKENS,
+    LOST,
     NOBODY,
     PER_KV,
     PER_SEQ_BEYOND,
+    RING,
+    TPOT_TARGET_S,
+    TTFT_TARGET_S,
     UNDER_LIMIT,
     UNLIMITED,
     Fleet,
@@ -54,6 +59,7 @@ def begin(f: Fleet, r: int, now_s: float) -> None:
             break
         f.head[r] = f.following[slot]
         f.waiting[r] -= 1
+        f.waiting_tokens[r] -= rest
         f.partial[r], f.partial_tokens[r] = slot, 0
         used = _chunk(f, r, budget, room)
         budget, room = budget - used, room - used
@@ -127,6 +133,10 @@ def finish(f: Fleet, r: int) -> None:
         f.output_tokens[r] += 1
         if math.isnan(f.first_s[slot]):
             f.first_s[slot] = now_s
+            if f.prompt_tokens[slot] <= f.numbers[ATTAINABLE_TOKENS]:
+                f.judged[r] += 1
+                if now_s - f.arrival_s[slot] > f.targets[TTFT_TARGET_S]:
+                    f.late[r] += 1
         context = f.prompt_tokens[slot] + f.made_tokens[slot]
         f.made_tokens[slot] += 1
         if f.made_tokens[slot] >= f.total_tokens[slot]:
@@ -140,15 +150,20 @@ def finish(f: Fleet, r: int) -> None:
 
 @jit
 def _end(f: Fleet, r: int, slot: int, now_s: float) -> None:
-    k = f.numbers[DONE]
+    k, tokens = f.numbers[DONE], f.total_tokens[slot]
+    in_time = f.first_s[slot] - f.arrival_s[slot] <= f.targets[TTFT_TARGET_S]
+    slow = now_s - f.first_s[slot] > f.targets[TPOT_TARGET_S] * (tokens - 1)
+    if slow and in_time and f.prompt_tokens[slot] <= f.numbers[ATTAINABLE_TOKENS]:
+        f.slow[r] += 1
+    f.ring_output[r, f.ended[r] % RING] = tokens
+    f.ended[r] += 1
     f.done_arrival_s[k], f.done_first_s[k] = f.arrival_s[slot], f.first_s[slot]
     f.done_end_s[k], f.done_replica[k] = now_s, r
     f.done_prompt_tokens[k] = f.prompt_tokens[slot]
-    f.done_output_tokens[k] = f.total_tokens[slot]
+    f.done_output_tokens[k] = tokens
     f.numbers[DONE] = k + 1
     f.outstanding[r] -= 1
-    f.following[slot] = f.numbers[FREE]
-    f.numbers[FREE] = slot
+    _free(f, slot)
 
 
 @jit
@@ -168,6 +183,7 @@ def _preempt(f: Fleet, r: int) -> None:
         f.tail[r] = slot
     f.head[r] = slot
     f.waiting[r] += 1
+    f.waiting_tokens[r] += f.prompt_tokens[slot] + f.made_tokens[slot]
     f.preemptions[r] += 1
 
 
@@ -240,3 +256,42 @@ def stretch_joules(f: Fleet, r: int) -> float:
     natural_s = _total(c, UNLIMITED, f.length[r], n, kv, prefill, pairs)
     joules = _total(c, ENERGY, f.length[r], n, kv, prefill, pairs)
     return float(min(joules / natural_s, c[CEILING_WATTS]) * (f.end_s[r] - f.clock_s[r]))
+
+
+@jit
+def lose(f: Fleet, r: int, now_s: float) -> int:
+    """The replica fails: what it had under way is lost, and so is the step. Returns how many
+    requests that were. The energy of the step up to now stays on the books."""
+    if f.end_s[r] < np.inf:
+        share = (now_s - f.clock_s[r]) / (f.end_s[r] - f.clock_s[r])
+        f.active_joules[r] += stretch_joules(f, r) * min(max(share, 0.0), 1.0)
+    elif f.on[r]:
+        idle_until(f, r, now_s)
+    lost = 0
+    for k in range(f.running[r]):
+        _free(f, f.heap_slot[r, k])
+        lost += 1
+    for k in range(f.finishing[r]):
+        _free(f, f.finishing_slot[r, k])
+        lost += 1
+    if f.partial[r] != NOBODY:
+        _free(f, f.partial[r])
+        lost += 1
+    while f.waiting[r] > 0:
+        slot = f.head[r]
+        f.head[r] = f.following[slot]
+        f.waiting[r] -= 1
+        _free(f, slot)
+        lost += 1
+    f.running[r], f.finishing[r], f.kv_tokens[r] = 0, 0, 0
+    f.partial[r], f.partial_tokens[r] = NOBODY, 0
+    f.head[r], f.tail[r], f.waiting_tokens[r], f.outstanding[r] = NOBODY, NOBODY, 0, 0
+    f.on[r], f.accepting[r], f.end_s[r], f.clock_s[r] = 0, 0, np.inf, now_s
+    f.numbers[LOST] += lost
+    return lost
+
+
+@jit
+def _free(f: Fleet, slot: int) -> None:
+    f.following[slot] = f.numbers[FREE]
+    f.numbers[FREE] = slot

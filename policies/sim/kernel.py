@@ -28,16 +28,17 @@ from policies.sim.fleet_state import (
     DONE,
     DONE_FULL,
     FREE,
+    HELD,
     HELD_HEAD,
     HELD_TAIL,
     IDLE_WATTS,
     NEEDS_ARRIVALS,
     NOBODY,
     ORDER,
-    PACK_SEQS,
     PACKED,
     POWER_OF_TWO,
     REACHED,
+    RING,
     ROUTER,
     SLOTS_FULL,
     Arrivals,
@@ -109,6 +110,7 @@ def accept(f: Fleet, replica: int, now_s: float) -> None:
     while f.numbers[HELD_HEAD] != NOBODY:
         slot = f.numbers[HELD_HEAD]
         f.numbers[HELD_HEAD] = f.following[slot]
+        f.numbers[HELD] -= 1
         _give(f, _route(f), slot, now_s)
     f.numbers[HELD_TAIL] = NOBODY
 
@@ -156,6 +158,7 @@ def _arrive(f: Fleet, now_s: float, prompt: int, output: int) -> None:
         _give(f, replica, slot, now_s)
         return
     f.following[slot] = NOBODY
+    f.numbers[HELD] += 1
     if f.numbers[HELD_TAIL] == NOBODY:
         f.numbers[HELD_HEAD] = slot
     else:
@@ -167,9 +170,7 @@ def _arrive(f: Fleet, now_s: float, prompt: int, output: int) -> None:
 def _route(f: Fleet) -> int:
     """The replica for a request, or NOBODY. Ties go to the lower index."""
     if f.numbers[ROUTER] == PACKED:
-        for replica in range(len(f.accepting)):
-            if f.accepting[replica] and f.outstanding[replica] < f.numbers[PACK_SEQS]:
-                return replica
+        return _packed(f)
     if f.numbers[ROUTER] == POWER_OF_TWO:
         accepting = int(f.accepting.sum())
         if accepting > 2:
@@ -178,6 +179,24 @@ def _route(f: Fleet) -> int:
                 two += 1
             return _least(f, one, two)
     return _least(f, NOBODY, NOBODY)
+
+
+@jit
+def _packed(f: Fleet) -> int:
+    """The first replica that may have more; else, of those with the fewest prompt tokens waiting,
+    the one with the fewest requests."""
+    best = NOBODY
+    for r in range(len(f.accepting)):
+        if not f.accepting[r]:
+            continue
+        here = f.waiting_tokens[r]
+        if f.outstanding[r] < f.pack_seqs[r] and here < f.pack_tokens[r]:
+            return int(r)
+        fewest = f.waiting_tokens[best] if best != NOBODY else here + 1
+        fewer = best != NOBODY and f.outstanding[r] < f.outstanding[best]
+        if here < fewest or (here == fewest and fewer):
+            best = r
+    return best
 
 
 @jit
@@ -198,7 +217,9 @@ def _least(f: Fleet, one: int, two: int) -> int:
 def _give(f: Fleet, r: int, slot: int, now_s: float) -> None:
     """Put a request at the end of a replica's line."""
     f.outstanding[r] += 1
+    f.ring_prompt[r, f.arrived[r] % RING] = f.prompt_tokens[slot]
     f.arrived[r] += 1
+    f.waiting_tokens[r] += f.prompt_tokens[slot]
     f.following[slot] = NOBODY
     if f.waiting[r] == 0:
         f.head[r] = slot

@@ -83,7 +83,9 @@ def _point(solution: Solution, choice: Choice | None) -> Json | None:
     question, predicted = solution.question, choice.prediction
     margins = margins_of(solution.model, choice, question.load, question.slo)
     return {
-        **asdict(choice.point),
+        "num_replicas": choice.point.num_replicas,
+        "max_num_active_seqs": choice.point.max_num_active_seqs,
+        "power_limit_watts": choice.point.power_limit_watts,
         "num_devices": choice.point.num_replicas * solution.model.power.num_devices,
         **asdict(predicted),
         "joules_per_output_token": predicted.joules_per_request / question.load.output_tokens,

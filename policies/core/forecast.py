@@ -1,0 +1,111 @@
+"""What the load does until a new replica would be there: what it did before.
+
+No form of the load is assumed. Each 10 s are compared with three bases as they were a horizon
+before: how often the load came to so many times its base is the forecast for the base of now.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.core.memory import Memory
+
+Floats = NDArray[np.float64]
+
+LEVEL_S = 10.0  # span of one level
+BASE_LEVELS = 6  # a minute: the present
+TOP_LEVELS = 180  # half an hour
+KNOWN_LEVELS = 30  # of it, before it says anything
+FORGET_TOP_S = 10_800.0
+LONG_S = 600.0  # time constant of the mean
+PRIOR_CASES = 60.0
+GROWTH_STEP = 0.05  # of the logarithm of growth
+SHRUNK_BINS = 30  # from e^-1.5
+GROWTH_BINS = 90  # to e^3 = 20 times
+RATIOS = np.exp(GROWTH_STEP * (np.arange(GROWTH_BINS) - SHRUNK_BINS))
+FORGET_PER_LEVEL = 0.9997  # half of it in 6 hours
+
+
+def with_level(memory: Memory, now_s: float, rate_per_s: float, horizon_s: float) -> Memory:
+    """Take the load of now; each 10 s that are full are compared with the minute, the mean over ten
+    minutes, and the top of half an hour that were known `horizon_s` before."""
+    total, count = memory.level_sum + rate_per_s, memory.level_count + 1
+    begun_s = memory.level_s if memory.level_count else now_s
+    if now_s - begun_s < LEVEL_S:
+        return replace(memory, level_s=begun_s, level_sum=total, level_count=count)
+    level = total / count
+    ahead = max(math.ceil(horizon_s / LEVEL_S), 1)
+    levels = (*memory.levels, level)[-TOP_LEVELS - ahead :]
+    long = memory.longs[-1] if memory.longs else level
+    longs = (*memory.longs, long + LEVEL_S / LONG_S * (level - long))[-ahead - 1 :]
+    grown = memory.grown
+    if len(levels) >= BASE_LEVELS + ahead:
+        before = levels[:-ahead]
+        top = max(before) if len(before) >= KNOWN_LEVELS else 0.0
+        bases = (sum(before[-BASE_LEVELS:]) / BASE_LEVELS, longs[0], top)
+        grown = tuple(
+            _counted(counts, level, base) for counts, base in zip(grown, bases, strict=True)
+        )
+    return replace(
+        memory,
+        level_s=now_s,
+        level_sum=0.0,
+        level_count=0,
+        top_per_s=max(level, memory.top_per_s * math.exp(-LEVEL_S / FORGET_TOP_S)),
+        levels=levels,
+        longs=longs,
+        grown=grown,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Outlook:
+    """Loads that may come within the horizon, requests/s, and how many cases speak for each."""
+
+    rates_per_s: Floats
+    cases: Floats
+
+
+def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outlook, ...]:
+    """One for each base that has been seen often enough; each is a forecast by itself. In a steady
+    rise the first is the narrowest, between bursts the second, within a burst the third. 60 cases
+    in which the load grew to `unknown` times the present stand for what has not been seen."""
+    from_present, from_mean, from_top = (np.array(one) for one in memory.grown)
+    cases = from_present if len(from_present) else np.zeros(GROWTH_BINS)
+    cases = cases.copy()
+    cases[_place(unknown)] += PRIOR_CASES
+    found = [Outlook(rates_per_s=present_per_s * RATIOS, cases=cases)]
+    for counts, base in (
+        (from_mean, memory.longs[-1] if memory.longs else 0.0),
+        (from_top, max(memory.levels[-TOP_LEVELS:], default=0.0)),
+    ):
+        if counts.sum() >= PRIOR_CASES / 2.0:
+            found.append(Outlook(rates_per_s=base * RATIOS, cases=counts))
+    return tuple(found)
+
+
+def top_per_s(memory: Memory) -> float:
+    """The highest mean load of 10 s so far, forgotten over three hours; 0 where none is known."""
+    return memory.top_per_s
+
+
+def known_ratio(memory: Memory) -> float:
+    """How far the growth of the load is known, 0..1: after ten minutes as well as it will be."""
+    return min(sum(memory.grown[0]) / PRIOR_CASES, 1.0)
+
+
+def _place(ratio: float) -> int:
+    place = math.ceil(math.log(max(ratio, 1e-9)) / GROWTH_STEP) + SHRUNK_BINS
+    return min(max(place, 0), GROWTH_BINS - 1)
+
+
+def _counted(counts: tuple[float, ...], most: float, base: float) -> tuple[float, ...]:
+    if base <= 0.0:
+        return counts
+    more = [FORGET_PER_LEVEL * one for one in counts] or [0.0] * GROWTH_BINS
+    more[_place(most / base)] += 1.0
+    return tuple(more)
