@@ -1,0 +1,196 @@
+"""How many replicas: what the load of the next cold start needs, and what is cheapest beyond."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from policies.core.forecast import Outlook, known_ratio, outlooks, top_per_s, with_level
+from policies.core.lengths import mixed
+from policies.core.memory import Memory, with_lengths, with_need
+from policies.core.observe import CATCH_UP_S, View
+from policies.core.types import (
+    ControlSettings,
+    Observation,
+    Reason,
+    ReplicaObservation,
+)
+from policies.joint.options import JointOptions
+from policies.joint.replica import Wish
+from policies.joint.tables import Capability, capability
+from policies.model.fitted import FittedModel
+
+FLEET_MARGIN = 0.3  # beyond, misses tell of replicas that came late, not of slow ones
+PAYBACK_S = 300.0  # a replica that only saves must have paid for its start by then
+
+
+def fleet_learned(
+    observation: Observation, view: View, memory: Memory, options: JointOptions
+) -> Memory:
+    """What the fleet knows after one more look at its reports."""
+    fresh = view.fresh
+    rates = [max(one.arrival_rate_per_s, 1e-6) for one in fresh]
+    prompts = mixed(
+        (rate, one.prompt_bins)
+        for rate, one in zip(rates, fresh, strict=True)
+        if one.prompt_bins is not None
+    )
+    outputs = mixed(
+        (rate, one.output_bins)
+        for rate, one in zip(rates, fresh, strict=True)
+        if one.output_bins is not None
+    )
+    memory = with_lengths(memory, view.now_s, prompts, outputs)
+    memory = with_level(memory, view.now_s, demand_now(observation, fresh), options.cold_start_s)
+    return replace(
+        memory,
+        first_replicas=memory.first_replicas or observation.requested_replicas,
+        margin=_calmest((one.margin for one in fresh), options.first_margin),
+        pace_margin=_calmest((one.pace_margin for one in fresh), options.first_margin),
+        time_s=view.now_s,
+    )
+
+
+def _calmest(margins: Iterable[float | None], otherwise: float) -> float:
+    """The lowest of the replicas' margins, 0 to 0.3. Those that are filled first work at the edge
+    of their SLO whatever stands beside them; that more are needed shows where the last misses."""
+    known = [one for one in margins if one is not None]
+    return min(max(min(known, default=otherwise), 0.0), FLEET_MARGIN)
+
+
+def demand_now(observation: Observation, fresh: tuple[ReplicaObservation, ...]) -> float:
+    """Requests/s: what arrives in the mean of the window, or surely more in the last seconds, and
+    what nobody has taken yet over the time it may wait."""
+    steady = sum(one.arrival_rate_per_s for one in fresh)
+    recent = sum(one.recent_rate_per_s or 0.0 for one in fresh)
+    return max(steady, recent - 2.0 * math.sqrt(recent / 5.0)) + observation.num_queued / CATCH_UP_S
+
+
+def wish_of_fleet(  # noqa: PLR0913
+    observation: Observation,
+    view: View,
+    memory: Memory,
+    model: FittedModel,
+    *,
+    settings: ControlSettings,
+    options: JointOptions,
+) -> Wish:
+    """Enough replicas for the load that is to be expected within a cold start, more where that is
+    cheaper, fewer once nobody has needed them for as long as a start costs in idle energy (the
+    break-even rule of ski rental: at most twice what a clairvoyant would pay)."""
+    known = capability(model, memory, settings, options, observation.pool_replicas)
+    bounds, present = settings.bounds, view.present
+    now = demand_now(observation, view.fresh)
+    low = max(bounds.min_replicas, 1 if now > 0.0 else 0)
+    if known.top_per_s <= 0.0:  # nothing holds: as many as are busy, not all there are
+        need = max(low, math.ceil(_busy(view)))
+    else:
+        allowed = (1.0 - settings.slo.percentile) * options.allowed_share
+        seen = outlooks(memory, now, options.unknown_growth)
+        least = min(_enough(known, one, allowed, bounds.max_replicas) for one in seen)
+        again = math.ceil(options.again_ratio * top_per_s(memory) / known.top_per_s)
+        need = max(low, least, again)
+    kept = math.ceil(memory.first_replicas * (1.0 - known_ratio(memory)))
+    need = min(max(need, kept), bounds.max_replicas)
+    if now <= 0.0 and bounds.min_replicas == 0:
+        need = 0  # asleep once that has lasted as long as a start is worth
+    cheapest = _cheapest(known, now, need, view, settings, options)
+    start_joules = start_watts(model, options) * options.cold_start_s
+    window_s = options.restart_ratio * start_joules / max(model.power.idle_watts, 1e-9)
+    memory = with_need(memory, view.now_s, cheapest, max(window_s, settings.dwell_down_s))
+    wanted = max(cheapest, memory.needs[0][1])
+    reason = Reason.NO_BETTER_POINT
+    if wanted > present.num_replicas:
+        reason = Reason.SLO_AT_RISK if need > present.num_replicas else Reason.CHEAPEST_FEASIBLE
+    elif wanted < present.num_replicas:
+        reason = Reason.CHEAPEST_FEASIBLE
+    if view.partial and wanted < present.num_replicas:
+        wanted, reason = present.num_replicas, Reason.DWELL
+    return Wish(
+        target=replace(present, num_replicas=wanted),
+        reason=reason,
+        memory=memory,
+        notes=(f"load {now:.2f}/s, margin {memory.margin or 0.0:.2f}, need {need}",),
+    )
+
+
+def _enough(known: Capability, outlook: Outlook, allowed: float, most: int) -> int:
+    """The fewest replicas, each at full power, with which no more than the allowed share of all
+    requests misses in the mean over the outlook; at most `most`."""
+    rates, missed = known.table.rates_per_s, known.table.missed_ratio[-1]
+    weights = outlook.cases * outlook.rates_per_s
+    total = float(weights.sum())
+    floor = float(missed[0])
+
+    def misses(replicas: int) -> float:
+        each = outlook.rates_per_s / replicas
+        found = np.interp(each, rates, missed, right=1.0)
+        return float(weights @ found) / total if total > 0.0 else 0.0
+
+    low, high = 1, max(most, 1)
+    while low < high:
+        middle = (low + high) // 2
+        if misses(middle) <= allowed + floor:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def start_watts(model: FittedModel, options: JointOptions) -> float:
+    """What a starting replica is taken to draw."""
+    return 2.0 * model.power.idle_watts if options.start_watts is None else options.start_watts
+
+
+def _busy(view: View) -> float:
+    return sum(1.0 for one in view.fresh if one.num_running + one.num_waiting > 0.0)
+
+
+def _cheapest(  # noqa: PLR0913, PLR0917
+    known: Capability,
+    now_per_s: float,
+    need: int,
+    view: View,
+    settings: ControlSettings,
+    options: JointOptions,
+) -> int:
+    """The count from `need` upwards with the fewest watts now; more than there are now only where
+    what that saves pays for the starts."""
+    present = view.present.num_replicas
+    top = min(settings.bounds.max_replicas, max(2 * need, need + 4))
+    counts = np.arange(need, top + 1)
+    if not len(counts) or need == 0 or now_per_s <= 0.0 or known.top_per_s <= 0.0:
+        return need
+    costs = fleet_watts(known, now_per_s, counts, packed=options.packed)
+    starts = np.maximum(counts - max(present, need), 0)
+    price = starts * known.table.idle_watts * 2.0 * options.cold_start_s / PAYBACK_S
+    return int(counts[int(np.argmin(costs + price))])
+
+
+def fleet_watts(
+    known: Capability, rate_per_s: float, counts: np.ndarray, *, packed: bool
+) -> np.ndarray:
+    """Draw of fleets of these sizes, each replica at its cheapest limit: spread evenly, or filled
+    one after the other up to the load of the fewest joules per request."""
+    table, most = known.table, known.most_per_s
+    shares = rate_per_s / np.maximum(counts, 1)
+    spread = np.where(most[:, None] >= shares, table.watts_at(shares), np.inf).min(axis=0)
+    even = np.where(np.isfinite(spread), spread, table.watts_at(shares)[-1]) * counts
+    if not packed or most[known.best] <= 0.0:
+        return np.asarray(even)
+    each = float(most[known.best])
+    full = np.minimum(np.floor(rate_per_s / each), counts)
+    rest = rate_per_s - full * each
+    full_watts = float(table.watts_at(each)[known.best])
+    fits = rest <= each
+    part_watts = float(
+        np.where(
+            most >= rest.max(), table.watts_at(float(np.clip(rest, 0.0, each).max())), np.inf
+        ).min()
+    )
+    idle = np.maximum(counts - full - 1, 0)
+    filled = full * full_watts + np.where(counts > full, part_watts, 0.0) + idle * table.idle_watts
+    return np.asarray(np.where(fits, np.minimum(filled, even), even))

@@ -1,0 +1,133 @@
+"""From what was learned to the table of what a replica can do, made anew only when that changed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from policies.core.errors import ModelError
+from policies.core.lengths import WEIGHTS
+from policies.core.memory import MARGIN_HIGH, Memory
+from policies.core.types import ControlSettings
+from policies.joint.options import JointOptions
+from policies.model.fitted import FittedModel
+from policies.model.latency import LatencyModel
+from policies.model.service import Floats, ServiceTable, Workload, service_table
+
+POOLS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
+MARGIN_STEP = 0.05  # margins are rounded to this, so that tables are used again
+WEIGHTS_OF = np.array(WEIGHTS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Capability:
+    """What one replica can do under each limit, the lowest first and the device's own last.
+
+    `most_per_s`: the highest load that holds the SLO; `best`: the limit with the fewest joules per
+    request at its highest load; `most_inside`: how many are in the replica at that load, per limit,
+    and `pack_seqs` under the best; `caps`: the largest
+    batch whose every step is in time when it is full; `prefill_s_per_token`: how long a waiting
+    prompt token takes.
+    """
+
+    limits: tuple[float | None, ...]
+    table: ServiceTable
+    most_per_s: Floats
+    best: int
+    pack_seqs: int
+    most_inside: Floats
+    caps: tuple[int, ...]
+    prefill_s_per_token: Floats
+
+    @property
+    def top_per_s(self) -> float:
+        """The highest load that any limit holds."""
+        return float(self.most_per_s.max())
+
+
+def capability(
+    model: FittedModel,
+    memory: Memory,
+    settings: ControlSettings,
+    options: JointOptions,
+    pool: int = 1,
+) -> Capability:
+    """The capability for the lengths in use and the margin, rounded; `pool` replicas share the
+    arrivals."""
+    bounds, slo = settings.bounds, settings.slo
+    # A margin below 0 says that less is late than modelled, not that more can be served.
+    first, pace = _ratio(memory.margin), _ratio(memory.pace_margin)
+    workload = Workload(
+        prompt_bins=memory.prompt_bins,
+        output_bins=memory.output_bins,
+        ttft_s=slo.ttft_s / min(first, 1.0),
+        tpot_s=slo.tpot_s / min(pace, 1.0),
+        budget_tokens=options.max_num_batched_tokens,
+        max_num_seqs=bounds.max_num_seqs,
+        time_ratio=max(first, 1.0),
+        pace_ratio=max(pace, 1.0),
+        pool=max(one for one in POOLS if one <= max(pool, 1)),
+    )
+    allowed = (1.0 - slo.percentile) * options.allowed_share
+    return _capability(model, (*bounds.power_limits_watts, None), workload, allowed)
+
+
+def _ratio(margin: float | None) -> float:
+    rounded = MARGIN_STEP * round((margin or 0.0) / MARGIN_STEP)
+    return math.exp(min(rounded, MARGIN_HIGH))
+
+
+@lru_cache(maxsize=256)
+def _capability(
+    model: FittedModel, limits: tuple[float | None, ...], workload: Workload, allowed: float
+) -> Capability:
+    table = service_table(model, limits, workload)
+    floor = float(table.missed_ratio[:, 0].min())
+    most = table.most_per_s(allowed + floor)
+    most = np.maximum.accumulate(most)  # a higher limit never serves less
+    costs = [
+        float(np.interp(rate, table.rates_per_s, row)) / rate if rate > 0.0 else np.inf
+        for rate, row in zip(most, table.watts, strict=True)
+    ]
+    best = int(np.argmin(costs))
+    inside = np.array([table.inside_at(row, float(rate)) for row, rate in enumerate(most)])
+    pack = int(min(max(round(float(inside[best])), 1), workload.max_num_seqs))
+    caps, per_token = [], []
+    for limit in limits:
+        try:
+            latency = model.latency_under(limit)
+        except ModelError:
+            latency = model.latency
+        caps.append(max(_full_batch(latency, workload), min(2 * pack, workload.max_num_seqs)))
+        per_token.append(
+            (latency.c_s_per_prefill_token + latency.d_s_per_token_beyond_knee)
+            * workload.time_ratio
+        )
+    return Capability(
+        limits=limits,
+        table=table,
+        most_per_s=most,
+        best=best,
+        pack_seqs=pack,
+        most_inside=inside,
+        caps=tuple(caps),
+        prefill_s_per_token=np.array(per_token),
+    )
+
+
+def _full_batch(latency: LatencyModel, workload: Workload) -> int:
+    """The largest batch n with t0 + n (g + E[S]/o) <= T: full, it takes in n / o prompts a step."""
+    prompts = np.array(workload.prompt_bins)
+    tokens = max(float(np.dot(WEIGHTS_OF, workload.output_bins)), 1.0)
+    per_token = latency.c_s_per_prefill_token + latency.d_s_per_token_beyond_knee
+    prefill_s = float(
+        WEIGHTS_OF @ (per_token * prompts + latency.q_s_per_attended_pair * 0.5 * prompts**2)
+    )
+    context = float(WEIGHTS_OF @ prompts) + tokens / 2.0
+    per_seq = latency.a_s_per_seq + latency.b_s_per_kv_token * context + prefill_s / tokens
+    spare = workload.tpot_s / workload.pace_ratio - latency.t0_s
+    full = spare / max(per_seq, 1e-12)
+    return int(min(max(full, 1.0), workload.max_num_seqs))

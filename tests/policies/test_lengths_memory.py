@@ -1,0 +1,135 @@
+"""Lengths as bins, margins learned from misses, and what the load did before."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from policies.core.forecast import LEVEL_S, PRIOR_CASES, RATIOS, outlooks, top_per_s, with_level
+from policies.core.lengths import EDGES, WEIGHTS, bins_of, mean_of, mixed
+from policies.core.memory import (
+    DEBT_HIGH,
+    MARGIN_LOW,
+    Memory,
+    with_lengths,
+    with_margins,
+    with_need,
+)
+
+
+def test_bins_are_the_means_between_quantiles_and_keep_the_mean():
+    values = np.random.default_rng(0).lognormal(6.0, 1.0, 100_000)
+    bins = bins_of(values)
+    ordered = np.sort(values)
+    for low, high, found in zip(EDGES, EDGES[1:], bins, strict=False):
+        part = ordered[round(low * len(ordered)) : round(high * len(ordered))]
+        assert found == pytest.approx(part.mean(), rel=1e-6)
+    assert mean_of(bins) == pytest.approx(values.mean())
+    assert sum(WEIGHTS) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("values", [[5.0], [1, 2], list(range(1, 14)), [7] * 30])
+def test_few_values_give_ascending_bins_with_their_mean(values):
+    bins = bins_of(values)
+    assert list(bins) == sorted(bins)
+    assert mean_of(bins) == pytest.approx(np.mean(values))
+    assert bins[0] >= min(values) * (1.0 - 1e-9)
+    assert bins[-1] <= max(values) * (1.0 + 1e-9)
+
+
+def test_no_values_give_no_bins_and_bins_mix_by_weight():
+    assert bins_of([]) is None
+    assert mixed([]) is None
+    one, two = bins_of([1.0]), bins_of([4.0])
+    assert mixed([(2.0, one), (1.0, two)]) == pytest.approx(bins_of([2.0]))
+
+
+def test_margins_keep_the_missed_share_whatever_it_takes():
+    """A world in which 5 % e^(-10 margin) of the requests are late, which nothing here knows."""
+    rng = np.random.default_rng(1)
+    memory, judged, late = Memory(margin=0.0, pace_margin=0.0), 0, 0
+    late_after = judged_after = 0
+    for tick in range(20_000):
+        chance = min(0.05 * math.exp(-10.0 * memory.margin), 1.0)
+        missed = int(rng.binomial(10, chance))
+        judged, late = judged + 10, late + missed
+        if tick > 2_000:
+            judged_after, late_after = judged_after + 10, late_after + missed
+        memory = with_margins(memory, (judged, late, 0), 0.008)
+    assert late_after / judged_after == pytest.approx(0.008, rel=0.15)
+    assert MARGIN_LOW <= memory.pace_margin < -0.1  # nobody was slow
+
+
+def test_margins_go_up_by_misses_at_once_and_are_bounded():
+    memory = with_margins(Memory(margin=0.1, pace_margin=0.1), (100.0, 10.0, 0.0), 0.01)
+    assert memory.margin > 0.2 > 0.1 > memory.pace_margin
+    assert with_margins(memory, (1e6, 1e6, 0.0), 0.01).margin == DEBT_HIGH
+    assert with_margins(memory, (100.0, 10.0, 0.0), 0.01) is memory  # nothing new
+    assert with_margins(memory, (math.nan, 0.0, 0.0), 0.01) is memory
+    again = with_margins(memory, (5.0, 0.0, 0.0), 0.01)  # a new engine counts from 0
+    assert again.judged == 5.0
+    assert again.margin < memory.margin
+
+
+def test_lengths_are_taken_anew_only_when_they_changed_and_10_s_are_over():
+    first = with_lengths(Memory(), 0.0, bins_of([100.0]), bins_of([10.0]))
+    assert mean_of(first.prompt_bins) == pytest.approx(100.0)
+    much = bins_of([200.0])
+    assert with_lengths(first, 5.0, much, bins_of([10.0])) is first
+    assert mean_of(with_lengths(first, 11.0, much, bins_of([10.0])).prompt_bins) > 199.0
+    same = with_lengths(first, 11.0, bins_of([101.0]), bins_of([10.0]))
+    assert same.prompt_bins == first.prompt_bins
+    assert with_lengths(first, 30.0, (1.0, 2.0), (1.0,)) is first  # not our bins
+
+
+def play(rates, horizon_s=60.0):
+    memory = Memory()
+    for second, rate in enumerate(rates):
+        memory = with_level(memory, float(second), rate, horizon_s)
+    return memory
+
+
+def quantile(outlook, share):
+    order = np.argsort(outlook.rates_per_s)
+    total = np.cumsum(outlook.cases[order])
+    return outlook.rates_per_s[order][np.searchsorted(total, share * total[-1])]
+
+
+def test_a_steady_load_is_expected_to_stay():
+    memory = play([20.0] * 3600)
+    for outlook in outlooks(memory, 20.0, unknown=1.0):
+        assert quantile(outlook, 0.99) == pytest.approx(20.0, rel=0.06)
+    assert top_per_s(memory) == pytest.approx(20.0)
+
+
+def test_bursts_that_come_again_are_expected_in_the_calm():
+    wave = ([10.0] * 100 + [40.0] * 20) * 30
+    memory = play([*wave, *[10.0] * 90])
+    present, _, from_top = outlooks(memory, 10.0, unknown=1.0)
+    assert quantile(present, 0.99) > 20.0
+    assert quantile(from_top, 0.99) == pytest.approx(40.0, rel=0.1)
+    in_burst = outlooks(play(wave), 40.0, unknown=1.0)
+    assert min(quantile(one, 0.99) for one in in_burst) < 50.0  # 160 by the present alone
+
+
+def test_what_has_not_been_seen_is_taken_to_grow():
+    (only,) = outlooks(Memory(), 10.0, unknown=1.5)
+    assert only.cases.sum() == PRIOR_CASES
+    assert only.rates_per_s[only.cases > 0] == pytest.approx([15.0], rel=0.06)
+    assert len(only.rates_per_s) == len(RATIOS)
+
+
+def test_the_memory_does_not_grow_and_survives_json():
+    memory = play([float(k % 50) for k in range(30_000)])
+    assert len(memory.levels) < 200
+    assert LEVEL_S == 10.0
+    memory = with_need(with_need(memory, 1.0, 5, 60.0), 2.0, 3, 60.0)
+    assert [one[1] for one in memory.needs] == [5, 3]
+    assert with_need(memory, 3.0, 4, 60.0).needs == ((1.0, 5), (3.0, 4))
+    assert with_need(memory, 62.0, 1, 60.0).needs == ((2.0, 3), (62.0, 1))
+    assert Memory.from_dict(json.loads(json.dumps(asdict(memory)))) == memory
+    assert replace(memory, margin=None).margin is None
