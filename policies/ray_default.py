@@ -21,7 +21,9 @@ from policies.core.types import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RayDefault:
-    """`desired_num_replicas` is Ray's function, handed in by the edge that imports Ray."""
+    """`desired_num_replicas` is Ray's function, handed in by the edge that imports Ray: live the
+    bare rule, to which Ray adds its delays (`serve_app.ray_policy`); in the simulator all of it
+    (`serve_app.simulator.ray_rule`). It is asked once per tick of the fleet, and may remember."""
 
     desired_num_replicas: Callable[[Observation], int]
 
@@ -40,8 +42,11 @@ class RayDefault:
         """Ray's replica count inside bounds; Reason.RAY_DEFAULT. Never raises."""
         try:
             present = present_point(observation, settings.bounds)
+            asked = Knob.NUM_REPLICAS in free  # a replica's own tick is none of Ray's
             wanted = OperatingPoint(
-                num_replicas=self.desired_num_replicas(observation),
+                num_replicas=(
+                    self.desired_num_replicas(observation) if asked else present.num_replicas
+                ),
                 max_num_active_seqs=settings.bounds.max_num_seqs,
                 power_limit_watts=None,
             )
