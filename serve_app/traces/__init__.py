@@ -1,0 +1,1 @@
+"""Traces by name: files, rate curves, loads generated from published figures, public downloads."""
