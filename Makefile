@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published rapl-wraps nvml-cycle metering-cost sim-speed log-cost oracle-aiperf
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published rapl-wraps nvml-cycle metering-cost sim-speed fidelity results log-cost oracle-aiperf
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -68,6 +68,12 @@ metering-cost: $(STAMP) ## What metering costs one engine, on and off in turn: w
 
 sim-speed: $(STAMP) ## How quick the simulator is on this core
 	$(BIN)/python -m serve_app.simulator.bench
+
+fidelity: $(STAMP) ## The simulator against the real engine (1 hour; nothing else may run): writes docs/results/fidelity-*
+	$(BIN)/python -m serve_app.fidelity --out docs/results/fidelity-smollm2-135m-cpu
+
+results: $(STAMP) ## Policies x loads x models in the simulator, baselines tuned in hindsight (hours): writes docs/results/policies
+	$(BIN)/python -m serve_app.results --out docs/results/policies --data $(DATA) --readme README.md
 
 log-cost: $(STAMP) ## What the request log costs at 2,000 rows/s: writes docs/results/request-log-cost
 	$(BIN)/python -m serve_app.request_log.bench --out docs/results/request-log-cost
