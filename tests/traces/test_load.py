@@ -91,6 +91,7 @@ def test_code_2024_has_the_week_of_its_source():
     assert load_presets()["code-day"].arrivals.mean_per_s == pytest.approx(first_weekday, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_ten_minutes_of_code_2024_lie_as_far_apart_as_published():
     """Highest over lowest 40, and 88.3 req/s at most; 16.8 million requests."""
     counts = np.zeros(1008)

@@ -58,6 +58,7 @@ def test_the_first_gap_is_one_met_at_random(cv):
     assert error < 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cv", "tau_s"), [(0.18, 60.0), (0.5, 10.0), (0.15, 300.0)])
 def test_a_fluctuating_rate_has_the_dispersion_of_its_process(cv, tau_s):
     """Var N = mean + rate² ∫∫ c(|u - v|) du dv, with the log-normal covariance
@@ -86,6 +87,7 @@ def test_a_fluctuation_has_mean_one_its_spread_and_its_memory(cv, tau_s):
     assert (logs[lag:] @ logs[:-lag]) / (logs @ logs) == pytest.approx(np.exp(-1), abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_default_envelope_is_that_of_the_published_plots():
     """Minutes within ±18 % of the middle of their ten minutes, as the Azure 2024 plots show."""
     bursts = Bursts(rate_cv=0.15, correlation_s=60.0)
@@ -180,6 +182,7 @@ def test_every_step_gets_the_arrivals_of_its_rate(interpolate):
     assert np.all(errors[expected > 0] < 0.05 * expected[expected > 0])
 
 
+@pytest.mark.slow
 def test_rows_and_blocks_agree_and_the_seed_decides():
     curve = diurnal_curve(20.0, 4.0, days=0.2)
     bursts = Bursts(rate_cv=0.2, burst_factor=3.0)
@@ -196,6 +199,7 @@ def test_rows_and_blocks_agree_and_the_seed_decides():
     assert not np.array_equal(times_of(curve, bursts, 8)[:50], one.arrival_s[:50])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_trace():
     def peak(hours):
         curve = diurnal_curve(60.0, 3.0, days=hours / 24)
