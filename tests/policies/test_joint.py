@@ -143,6 +143,7 @@ def test_misses_are_answered_by_a_higher_limit():
     assert high is None or high > low
 
 
+@pytest.mark.slow
 def test_the_fleet_follows_the_load_and_keeps_what_it_may_need_again():
     decision, state = fleet(0.0, 2, 60.0)
     wanted = decision.chosen.num_replicas

@@ -67,6 +67,7 @@ def test_superposing_holds_one_block_of_each_trace():
     assert sum(block.rows for block in merged) == 1000 - 20
 
 
+@pytest.mark.slow
 def test_rows_and_blocks_turn_into_each_other():
     rows = list(poisson(100.0, 1000.0, LENGTHS, seed=2))
     blocks = list(blocks_of(rows))

@@ -46,6 +46,7 @@ def test_gaps_have_the_mean_and_the_spread_asked_for(cv):
     assert 0 <= times[0] < times[-1] < 4000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cv", [0.3, 1.0, 3.0])
 def test_the_first_gap_is_one_met_at_random(cv):
     """Then the expected number is rate x time exactly; an ordinary renewal process is off by
