@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from serve_app.simulator.specs import PolicySpec
 
 SLACK = 0.003  # an excerpt may attain so much less, or more, than the whole
-VERIFIED = 5  # in full, of each kind, at most
+VERIFIED = 4  # in full, of those that attain on the excerpts, and of those that do so safely
+SAFEST = 3  # and of those that attain most
 FURTHER = 1  # after the first that attains in full: the excerpts may have misjudged the order
 
 
@@ -107,7 +108,7 @@ def candidates(tried: Sequence[tuple[PolicySpec, Outcome]], target: float) -> li
         near.sort(key=lambda one: one[1].joules_per_request)
         order |= {spec.text: spec for spec, _ in near[:VERIFIED]}
     safest = sorted(tried, key=lambda one: (-one[1].attained, one[1].joules_per_request))
-    order |= {spec.text: spec for spec, _ in safest[: VERIFIED - 2]}
+    order |= {spec.text: spec for spec, _ in safest[:SAFEST]}
     return list(order.values())
 
 

@@ -116,8 +116,8 @@ class Scenario:
         )
 
 
-# Those that leave a replica's own knobs alone; one that sets them once, when a replica is new.
-_REPLICA_EVERY = {"ray_default": 60, "wva": 60, "fixed_limit": 5}
+# Those that leave a replica's own knobs alone; those that set them once, when a replica is new.
+_REPLICA_EVERY = {"ray_default": 60, "wva": 60, "static_peak": 10, "fixed_limit": 5}
 
 
 def _whole(spec: PolicySpec, key: str, otherwise: int) -> int:

@@ -92,6 +92,17 @@ def test_the_best_peer_is_the_cheapest_that_attains():
     assert (tuned.found, tuned.verdict) == (pytest.approx(50 / 49), "held")
 
 
+def test_where_no_peer_attains_there_is_nobody_to_be_better_than():
+    rows = [row("ray", 100.0), row("energy_slo", 50.0), *peers(60.0, 49.0)]
+    rows = [one | {"slo_attainment_ratio": 0.9} if "," in one["role"] else one for one in rows]
+    found = {claim.text: claim for claim in claims(Results(rows), [CELL])}
+    told = found["over the best peer with hindsight that attains, the worst cell"]
+    assert told.verdict == "held: none of them attains"
+    without = [one for one in rows if one["role"] != "agft, hindsight"]
+    found = {claim.text: claim for claim in claims(Results(without), [CELL])}
+    assert found[told.text].verdict == "not run"
+
+
 def test_a_miss_is_a_miss():
     rows = [row("ray", 100.0), row("energy_slo", 90.0, attained=0.985)]
     found = {claim.text: claim for claim in claims(Results(rows), [CELL])}
