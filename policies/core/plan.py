@@ -3,6 +3,8 @@
 Hysteresis around the SLO with headroom h: a point is *proposed* only if it holds target x (1 - h),
 and the present one is *left* only if it misses target x (1 - h/2); the cap is raised only if its
 full batch is faster than target x (1 - 3h/2). In between, only a saving above the threshold moves.
+Near saturation a little more load doubles the wait, so a band of latency is none of load: fewer
+replicas or a lower limit must also hold the present targets with 5 % more requests.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from policies.core.errors import ModelError, NotFitted
-from policies.core.guard import project, safe_point, since
+from policies.core.guard import project, safe_point, since, watts
 from policies.core.objective import (
     Choice,
     PerfModel,
@@ -32,6 +34,7 @@ from policies.core.types import (
 )
 
 SAME_RATIO = 1e-9  # a saving below this is rounding
+LOAD_BAND_RATIO = 0.05  # what is shrunk to must hold with this much more load: noise is no news
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +89,7 @@ def make_plan(situation: Situation, model: PerfModel | None) -> Plan:
 def _weigh(situation: Situation, question: Question, choice: Choice) -> Plan:
     """A move that the SLO needs, whatever it costs; else one that saves."""
     settings, present = situation.settings, situation.view.present
-    held = _held(situation, question)
+    held = _held(situation, question, present)
     plan = Plan(
         reason=Reason.NO_BETTER_POINT,
         proposed=choice.point,
@@ -105,7 +108,23 @@ def _weigh(situation: Situation, question: Question, choice: Choice) -> Plan:
         note = "measured latency misses the SLO although the model says it holds"
         risk = replace(plan, reason=Reason.SLO_AT_RISK, target=relieved, notes=(note,))
         return replace(risk, urgent=True, relief=True)
+    if _shrinks(plan.target, present) and not _holds_more(situation, question, plan.target):
+        note = f"{plan.target.num_replicas} replicas would not hold {LOAD_BAND_RATIO:.0%} more load"
+        return replace(plan, target=present, notes=(note,))
     return _save(plan, situation, cap_may_rise=cap_band > 0)
+
+
+def _shrinks(target: OperatingPoint, present: OperatingPoint) -> bool:
+    fewer = target.num_replicas < present.num_replicas
+    return fewer or watts(target.power_limit_watts) < watts(present.power_limit_watts)
+
+
+def _holds_more(situation: Situation, question: Question, target: OperatingPoint) -> bool:
+    """Whether `target` still would not have to be left with LOAD_BAND_RATIO more requests."""
+    load = question.load
+    more = replace(load, arrival_rate_per_s=(1.0 + LOAD_BAND_RATIO) * load.arrival_rate_per_s)
+    held = _held(situation, replace(question, load=more), target)
+    return held is not None and held.feasible
 
 
 def _save(plan: Plan, situation: Situation, *, cap_may_rise: bool) -> Plan:
@@ -122,22 +141,22 @@ def _save(plan: Plan, situation: Situation, *, cap_may_rise: bool) -> Plan:
     return replace(plan, reason=stay, target=present)
 
 
-def _held(situation: Situation, question: Question) -> Prediction | None:
-    """What staying means, judged with half of the headroom; None where the model cannot tell.
+def _held(situation: Situation, question: Question, point: OperatingPoint) -> Prediction | None:
+    """What being at `point` means, judged with half of the headroom; None where nobody can tell.
 
     Whoever chooses replicas, but not the cap or the limit, compares with those that the replicas
-    will choose by themselves at the present count: a cap on its way is no reason to scale.
+    will choose by themselves at that count: a cap on its way is no reason to scale.
     """
-    settings, present = situation.settings, situation.view.present
+    settings = situation.settings
     slo = _half_tightened(settings)
     if Knob.NUM_REPLICAS not in situation.free:
-        return predict_or_none(replace(question, slo=slo), present)
-    box = candidates(present, settings.bounds, situation.free)
-    here = replace(box, replicas=(present.num_replicas, present.num_replicas))
+        return predict_or_none(replace(question, slo=slo), point)
+    box = candidates(point, settings.bounds, situation.free)
+    here = replace(box, replicas=(point.num_replicas, point.num_replicas))
     if Knob.MAX_NUM_ACTIVE_SEQS in situation.free:
-        here = replace(here, caps=(present.max_num_active_seqs, present.max_num_active_seqs))
+        here = replace(here, caps=(point.max_num_active_seqs, point.max_num_active_seqs))
     if Knob.POWER_LIMIT in situation.free:
-        here = replace(here, limits=(present.power_limit_watts,))
+        here = replace(here, limits=(point.power_limit_watts,))
     try:
         return cheapest_feasible(question.model, question.load, slo, here).prediction
     except ModelError:

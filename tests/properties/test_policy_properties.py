@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from policies.core.control import decision_to_dict, state_from_dict, state_to_dict, tick
@@ -408,6 +408,12 @@ def test_constant_load_reaches_a_fixed_point(load, slo, point, free):
 
 @pytest.mark.slow
 @given(loads, slos, points, st.floats(0.97, 1.03))
+@example(  # near saturation three percent of load doubles the wait
+    Load(arrival_rate_per_s=107.0, prompt_tokens=1012.0, output_tokens=3.0),
+    SLO(ttft_s=1.0, tpot_s=0.125, percentile=0.5),
+    OperatingPoint(num_replicas=1, max_num_active_seqs=1),
+    1.02734375,
+)
 def test_a_settled_point_ignores_noise_in_the_load(load, slo, point, noise):
     """Within the hysteresis band a few percent more or less load moves at most the cap, once."""
     bounds = Bounds(max_replicas=8, max_num_seqs=64)
