@@ -82,6 +82,7 @@ class EnergySlo:
         if observation.observed_replicas == 0 and Knob.NUM_REPLICAS in free:
             return conclude(self._from_zero(observation, view, settings), state, settings)
         if not self._can_plan(view, state):
+            free = free - {Knob.NUM_REPLICAS} if self._too_early(view, state) else free
             return tick(observation, state, settings, self.model, free)
         wish = self._wish(observation, view, state, settings, free)
         state = replace(state, memory=wish.memory)
@@ -128,7 +129,7 @@ class EnergySlo:
     ) -> Memory:
         """What is known after these reports: one replica's own, or the fleet's."""
         if Knob.NUM_REPLICAS in free:
-            return fleet_learned(observation, view, state.memory, self.options)
+            return fleet_learned(observation, view, state.memory, settings, self.options)
         if not view.fresh:
             return state.memory
         return learned(view.fresh[0], state.memory, settings, self.options)
@@ -149,6 +150,11 @@ class EnergySlo:
         except ModelError:
             return False
         return True
+
+    def _too_early(self, view: View, state: ControlState) -> bool:
+        """Whether lengths are on their way: too few requests to say how many replicas they need."""
+        coming = any(one.prompt_bins is not None for one in view.fresh)
+        return coming and not state.memory.prompt_bins
 
     def _wish(
         self,

@@ -2,6 +2,8 @@
 
 No form of the load is assumed. Each 10 s are compared with three bases as they were a horizon
 before: how often the load came to so many times its base is the forecast for the base of now.
+What follows a calm is not what follows a burst, so each is counted by how the load then stood to
+its own mean; of what has been seen seldom, all cases together speak with the weight of a few.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ KNOWN_LEVELS = 30  # of it, before it says anything
 FORGET_TOP_S = 10_800.0
 LONG_S = 600.0  # time constant of the mean
 PRIOR_CASES = 60.0
+POOLED_CASES = 20.0
+STATES = (0.75, 1.33)  # of the ten-minute mean: calm below, a burst above
 GROWTH_STEP = 0.05  # of the logarithm of growth
 SHRUNK_BINS = 30  # from e^-1.5
 GROWTH_BINS = 90  # to e^3 = 20 times
@@ -30,14 +34,20 @@ RATIOS = np.exp(GROWTH_STEP * (np.arange(GROWTH_BINS) - SHRUNK_BINS))
 FORGET_PER_LEVEL = 0.9997  # half of it in 6 hours
 
 
-def with_level(memory: Memory, now_s: float, rate_per_s: float, horizon_s: float) -> Memory:
-    """Take the load of now; each 10 s that are full are compared with the minute, the mean over ten
-    minutes, and the top of half an hour that were known `horizon_s` before."""
+def with_level(
+    memory: Memory, now_s: float, rate_per_s: float, steady_per_s: float, horizon_s: float
+) -> Memory:
+    """Take the load of the last seconds, and that of a longer window; each 10 s that are full are
+    compared with the minute, the mean over ten minutes, and the top of half an hour that were known
+    `horizon_s` before. What differs from the longer window by no more than the noise of a Poisson
+    count in 10 s is taken for noise, and as much is taken off what differs more."""
     total, count = memory.level_sum + rate_per_s, memory.level_count + 1
     begun_s = memory.level_s if memory.level_count else now_s
     if now_s - begun_s < LEVEL_S:
         return replace(memory, level_s=begun_s, level_sum=total, level_count=count)
-    level = total / count
+    apart = total / count - steady_per_s
+    noise = math.sqrt(max(steady_per_s, 0.0) / LEVEL_S)
+    level = max(steady_per_s + math.copysign(max(abs(apart) - noise, 0.0), apart), 0.0)
     ahead = max(math.ceil(horizon_s / LEVEL_S), 1)
     levels = (*memory.levels, level)[-TOP_LEVELS - ahead :]
     long = memory.longs[-1] if memory.longs else level
@@ -47,8 +57,10 @@ def with_level(memory: Memory, now_s: float, rate_per_s: float, horizon_s: float
         before = levels[:-ahead]
         top = max(before) if len(before) >= KNOWN_LEVELS else 0.0
         bases = (sum(before[-BASE_LEVELS:]) / BASE_LEVELS, longs[0], top)
+        state = _state(levels[-ahead - 1], longs[0])
         grown = tuple(
-            _counted(counts, level, base) for counts, base in zip(grown, bases, strict=True)
+            _counted(counts, level, bases[place // 3]) if place % 3 == state else counts
+            for place, counts in enumerate(grown)
         )
     return replace(
         memory,
@@ -72,19 +84,22 @@ class Outlook:
 
 def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outlook, ...]:
     """One for each base that has been seen often enough; each is a forecast by itself. In a steady
-    rise the first is the narrowest, between bursts the second, within a burst the third. 60 cases
-    in which the load grew to `unknown` times the present stand for what has not been seen."""
-    from_present, from_mean, from_top = (np.array(one) for one in memory.grown)
-    cases = from_present if len(from_present) else np.zeros(GROWTH_BINS)
-    cases = cases.copy()
-    cases[_place(unknown)] += PRIOR_CASES
-    found = [Outlook(rates_per_s=present_per_s * RATIOS, cases=cases)]
-    for counts, base in (
-        (from_mean, memory.longs[-1] if memory.longs else 0.0),
-        (from_top, max(memory.levels[-TOP_LEVELS:], default=0.0)),
-    ):
-        if counts.sum() >= PRIOR_CASES / 2.0:
-            found.append(Outlook(rates_per_s=base * RATIOS, cases=counts))
+    rise the first is the narrowest, between bursts the second, within a burst the third. 20 cases
+    in which the load grew to `unknown` times the present stand for what has not been seen; they
+    fade."""
+    long = memory.longs[-1] if memory.longs else 0.0
+    top = max(memory.levels[-TOP_LEVELS:], default=0.0)
+    state = _state(present_per_s, long)
+    found = []
+    for place, base in enumerate((present_per_s, long, top)):
+        each = [np.array(one or [0.0] * GROWTH_BINS) for one in memory.grown[3 * place :][:3]]
+        pooled = each[0] + each[1] + each[2]
+        total = float(pooled.sum())
+        cases = each[state] + POOLED_CASES / max(total, POOLED_CASES) * pooled
+        if place == 0:
+            cases[_place(unknown)] += POOLED_CASES * PRIOR_CASES / max(total, PRIOR_CASES)
+        if place == 0 or total >= PRIOR_CASES / 2.0:
+            found.append(Outlook(rates_per_s=base * RATIOS, cases=cases))
     return tuple(found)
 
 
@@ -95,7 +110,12 @@ def top_per_s(memory: Memory) -> float:
 
 def known_ratio(memory: Memory) -> float:
     """How far the growth of the load is known, 0..1: after ten minutes as well as it will be."""
-    return min(sum(memory.grown[0]) / PRIOR_CASES, 1.0)
+    return min(sum(map(sum, memory.grown[:3])) / PRIOR_CASES, 1.0)
+
+
+def _state(rate_per_s: float, mean_per_s: float) -> int:
+    """0: calm, 1: as usual, 2: a burst."""
+    return sum(rate_per_s > limit * mean_per_s for limit in STATES)
 
 
 def _place(ratio: float) -> int:

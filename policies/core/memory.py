@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,6 +14,9 @@ LENGTHS_CHANGE_RATIO = 0.06  # of the mean; three times as much in a bin
 MARGIN_STEP = 0.015  # per missed request
 MARGIN_LOW, MARGIN_HIGH = -0.6, 0.6
 PRIOR_MISSES = 3.0  # of each kind
+PRESSURE_STEP = 0.06  # per missed request of a replica
+# What is left over is spent with care: the load that overloads a fleet spends it all at once.
+PRESSURE_LOW, FIRST_PRESSURE, PRESSURE_HIGH = -0.5, 0.4, 1.5
 DEBT_HIGH = 1.5  # misses beyond what the margin can answer are remembered up to here
 
 
@@ -25,9 +28,11 @@ class Memory:
     `prompt_bins`, `output_bins`: what tables are made of. `judged`, `late`, `slow`: the counters as
     last seen. `levels`: the last mean loads of 10 s, requests/s, newest last; `longs`: beside the
     newest of them the smoothed load; `grown`: how often the log of growth fell in each bin, from
-    three bases (`policies.core.forecast`); `top_per_s`: the highest level, slowly forgotten;
-    `needs`: (time, replicas), the most that were wanted lately: descending. `first_replicas`: when
-    the fleet was first seen.
+    three bases in three states (`policies.core.forecast`); `top_per_s`: the highest level, slowly
+    forgotten; `needs`: (time, replicas), the most that were wanted lately: descending.
+    `first_replicas`: when the fleet was first seen. `counted`: (replica, requests judged, of them
+    missed) as last seen; `pressure`: the log of the factor by which fewer misses are planned for
+    than may be.
     """
 
     time_s: float | None = None
@@ -46,9 +51,11 @@ class Memory:
     level_count: int = 0
     levels: tuple[float, ...] = ()
     longs: tuple[float, ...] = ()
-    grown: tuple[tuple[float, ...], ...] = ((), (), ())
+    grown: tuple[tuple[float, ...], ...] = ((),) * 9
     needs: tuple[tuple[float, int], ...] = ()
     first_replicas: int = 0
+    counted: tuple[tuple[str, float, float], ...] = ()
+    pressure: float = FIRST_PRESSURE
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Memory:
@@ -94,6 +101,25 @@ def with_margins(
         late=late,
         slow=slow,
     )
+
+
+def with_pressure(
+    memory: Memory, counted: Iterable[tuple[str, float, float]], allowed_ratio: float
+) -> Memory:
+    """The pressure after what all replicas have judged since the last call, in the same way as a
+    margin: what the fleet as a whole misses beyond the allowed share raises it, what it does not
+    use up lowers it. A step is shared by the replicas: more of them judge more."""
+    counted = tuple(counted)
+    before = {name: (judged, missed) for name, judged, missed in memory.counted}
+    beyond = 0.0
+    for name, judged, missed in counted:
+        old_judged, old_missed = before.get(name, (judged, missed))
+        if judged < old_judged:
+            old_judged = old_missed = 0.0
+        beyond += max(missed - old_missed, 0.0) - allowed_ratio * (judged - old_judged)
+    step = PRESSURE_STEP / max(len(counted), 1) * beyond
+    pressure = min(max(memory.pressure + step, PRESSURE_LOW), PRESSURE_HIGH)
+    return replace(memory, counted=counted, pressure=pressure)
 
 
 def with_lengths(

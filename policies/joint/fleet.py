@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from policies.core.forecast import Outlook, known_ratio, outlooks, top_per_s, with_level
 from policies.core.lengths import mixed
-from policies.core.memory import Memory, with_lengths, with_need
+from policies.core.memory import Memory, with_lengths, with_need, with_pressure
 from policies.core.observe import CATCH_UP_S, View
 from policies.core.types import (
     ControlSettings,
@@ -24,41 +24,64 @@ from policies.joint.tables import Capability, capability
 from policies.model.fitted import FittedModel
 
 FLEET_MARGIN = 0.3  # beyond, misses tell of replicas that came late, not of slow ones
+SEEN_REQUESTS, FEW_REQUESTS = 512.0, 64.0  # that bins are made of: at most; too few for a tail
+AGAIN = 0.15  # of the pressure
 PAYBACK_S = 300.0  # a replica that only saves must have paid for its start by then
 
 
 def fleet_learned(
-    observation: Observation, view: View, memory: Memory, options: JointOptions
+    observation: Observation,
+    view: View,
+    memory: Memory,
+    settings: ControlSettings,
+    options: JointOptions,
 ) -> Memory:
     """What the fleet knows after one more look at its reports."""
     fresh = view.fresh
-    rates = [max(one.arrival_rate_per_s, 1e-6) for one in fresh]
-    prompts = mixed(
-        (rate, one.prompt_bins)
-        for rate, one in zip(rates, fresh, strict=True)
-        if one.prompt_bins is not None
-    )
-    outputs = mixed(
-        (rate, one.output_bins)
-        for rate, one in zip(rates, fresh, strict=True)
-        if one.output_bins is not None
-    )
+    prompts, outputs = _lengths(fresh)
     memory = with_lengths(memory, view.now_s, prompts, outputs)
-    memory = with_level(memory, view.now_s, demand_now(observation, fresh), options.cold_start_s)
+    steady = sum(one.arrival_rate_per_s for one in fresh) + _queued_per_s(observation)
+    recent = sum(_recent(one) for one in fresh) + _queued_per_s(observation)
+    memory = with_level(memory, view.now_s, recent, steady, options.cold_start_s)
+    counted = [
+        (one.replica, one.num_judged, (one.num_late or 0.0) + (one.num_slow or 0.0))
+        for one in fresh
+        if one.num_judged is not None
+    ]
+    memory = with_pressure(memory, counted, _allowed(settings, options))
     return replace(
         memory,
         first_replicas=memory.first_replicas or observation.requested_replicas,
-        margin=_calmest((one.margin for one in fresh), options.first_margin),
-        pace_margin=_calmest((one.pace_margin for one in fresh), options.first_margin),
+        margin=_calmest((one.margin for one in fresh), options),
+        pace_margin=_calmest((one.pace_margin for one in fresh), options),
         time_s=view.now_s,
     )
 
 
-def _calmest(margins: Iterable[float | None], otherwise: float) -> float:
-    """The lowest of the replicas' margins, 0 to 0.3. Those that are filled first work at the edge
-    of their SLO whatever stands beside them; that more are needed shows where the last misses."""
+def _allowed(settings: ControlSettings, options: JointOptions) -> float:
+    return (1.0 - settings.slo.percentile) * options.allowed_share
+
+
+def _lengths(
+    fresh: tuple[ReplicaObservation, ...],
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Bins of the fleet's prompts and answers, each replica's by how many requests they are made
+    of. Who has seen few knows no tail: their bins are left out; None where nobody has more."""
+    pairs = [
+        (min(one.num_judged or 0.0, SEEN_REQUESTS), one)
+        for one in fresh
+        if one.prompt_bins and one.output_bins and (one.num_judged or 0.0) >= FEW_REQUESTS
+    ]
+    prompts = mixed((weight, one.prompt_bins or ()) for weight, one in pairs)
+    return prompts, mixed((weight, one.output_bins or ()) for weight, one in pairs)
+
+
+def _calmest(margins: Iterable[float | None], options: JointOptions) -> float:
+    """By how much the lowest of the replicas' margins has grown since they began, 0 to 0.3. Those
+    that are filled first work at the edge of their SLO whatever stands beside them; that more are
+    needed shows where the last misses."""
     known = [one for one in margins if one is not None]
-    return min(max(min(known, default=otherwise), 0.0), FLEET_MARGIN)
+    return min(max(min(known, default=0.0) - options.first_margin, 0.0), FLEET_MARGIN)
 
 
 def demand_now(observation: Observation, fresh: tuple[ReplicaObservation, ...]) -> float:
@@ -66,7 +89,16 @@ def demand_now(observation: Observation, fresh: tuple[ReplicaObservation, ...]) 
     what nobody has taken yet over the time it may wait."""
     steady = sum(one.arrival_rate_per_s for one in fresh)
     recent = sum(one.recent_rate_per_s or 0.0 for one in fresh)
-    return max(steady, recent - 2.0 * math.sqrt(recent / 5.0)) + observation.num_queued / CATCH_UP_S
+    return max(steady, recent - 2.0 * math.sqrt(recent / 5.0)) + _queued_per_s(observation)
+
+
+def _recent(one: ReplicaObservation) -> float:
+    known = one.recent_rate_per_s
+    return one.arrival_rate_per_s if known is None else known
+
+
+def _queued_per_s(observation: Observation) -> float:
+    return observation.num_queued / CATCH_UP_S
 
 
 def wish_of_fleet(  # noqa: PLR0913
@@ -81,17 +113,22 @@ def wish_of_fleet(  # noqa: PLR0913
     """Enough replicas for the load that is to be expected within a cold start, more where that is
     cheaper, fewer once nobody has needed them for as long as a start costs in idle energy (the
     break-even rule of ski rental: at most twice what a clairvoyant would pay)."""
-    known = capability(model, memory, settings, options, observation.pool_replicas)
+
+    def known_of(pool: int) -> Capability:
+        return capability(model, memory, settings, options, pool)
+
+    known = known_of(observation.pool_replicas)
     bounds, present = settings.bounds, view.present
     now = demand_now(observation, view.fresh)
     low = max(bounds.min_replicas, 1 if now > 0.0 else 0)
     if known.top_per_s <= 0.0:  # nothing holds: as many as are busy, not all there are
         need = max(low, math.ceil(_busy(view)))
     else:
-        allowed = (1.0 - settings.slo.percentile) * options.allowed_share
+        allowed = _allowed(settings, options) * math.exp(-memory.pressure)
         seen = outlooks(memory, now, options.unknown_growth)
-        least = min(_enough(known, one, allowed, bounds.max_replicas) for one in seen)
-        again = math.ceil(options.again_ratio * top_per_s(memory) / known.top_per_s)
+        least = min(_enough(known_of, one, allowed, bounds.max_replicas) for one in seen)
+        again_per_s = options.again_ratio * math.exp(AGAIN * memory.pressure) * top_per_s(memory)
+        again = math.ceil(again_per_s / known.full_per_s)
         need = max(low, least, again)
     kept = math.ceil(memory.first_replicas * (1.0 - known_ratio(memory)))
     need = min(max(need, kept), bounds.max_replicas)
@@ -100,6 +137,8 @@ def wish_of_fleet(  # noqa: PLR0913
     cheapest = _cheapest(known, now, need, view, settings, options)
     start_joules = start_watts(model, options) * options.cold_start_s
     window_s = options.restart_ratio * start_joules / max(model.power.idle_watts, 1e-9)
+    if not memory.needs:  # whoever started these had a reason
+        memory = with_need(memory, view.now_s, present.num_replicas, window_s)
     memory = with_need(memory, view.now_s, cheapest, max(window_s, settings.dwell_down_s))
     wanted = max(cheapest, memory.needs[0][1])
     reason = Reason.NO_BETTER_POINT
@@ -113,27 +152,35 @@ def wish_of_fleet(  # noqa: PLR0913
         target=replace(present, num_replicas=wanted),
         reason=reason,
         memory=memory,
-        notes=(f"load {now:.2f}/s, margin {memory.margin or 0.0:.2f}, need {need}",),
+        notes=(_note(now, memory, need),),
     )
 
 
-def _enough(known: Capability, outlook: Outlook, allowed: float, most: int) -> int:
+def _note(now_per_s: float, memory: Memory, need: int) -> str:
+    margin = memory.margin or 0.0
+    learned = f"margin {margin:.2f}, pressure {memory.pressure:.2f}"
+    return f"load {now_per_s:.2f}/s, {learned}, need {need}"
+
+
+def _enough(
+    known_of: Callable[[int], Capability], outlook: Outlook, allowed: float, most: int
+) -> int:
     """The fewest replicas, each at full power, with which no more than the allowed share of all
-    requests misses in the mean over the outlook; at most `most`."""
-    rates, missed = known.table.rates_per_s, known.table.missed_ratio[-1]
+    requests misses in the mean over the outlook; at most `most`. Of many, each serves more."""
     weights = outlook.cases * outlook.rates_per_s
     total = float(weights.sum())
-    floor = float(missed[0])
 
     def misses(replicas: int) -> float:
+        table = known_of(replicas).table
         each = outlook.rates_per_s / replicas
-        found = np.interp(each, rates, missed, right=1.0)
+        missed = table.missed_ratio[-1]
+        found = np.interp(each, table.rates_per_s, missed, right=1.0) - float(missed[0])
         return float(weights @ found) / total if total > 0.0 else 0.0
 
     low, high = 1, max(most, 1)
     while low < high:
         middle = (low + high) // 2
-        if misses(middle) <= allowed + floor:
+        if misses(middle) <= allowed:
             high = middle
         else:
             low = middle + 1

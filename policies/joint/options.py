@@ -31,7 +31,7 @@ class JointOptions:
     packed: bool = True
     max_num_batched_tokens: int = 2048
     unknown_growth: float = 1.3
-    again_ratio: float = 0.9
+    again_ratio: float = 1.1
     allowed_share: float = 0.8
     hold_s: float = 20.0
     backlog_ratio: float = 0.5

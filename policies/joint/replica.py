@@ -87,7 +87,10 @@ def wish_of_replica(  # noqa: PLR0913, PLR0917
         row, reason = here, Reason.SAVING_TOO_SMALL
     if row == here and reason is Reason.CHEAPEST_FEASIBLE:
         reason = Reason.NO_BETTER_POINT
-    cap = _cap(known.caps[row], present.max_num_active_seqs, settings)
+    overloaded = reason is Reason.SLO_AT_RISK and load > known.top_per_s
+    # What waits is late in any case: the largest batch drains it soonest, for the fewest joules.
+    wanted = settings.bounds.max_num_seqs if overloaded else known.caps[row]
+    cap = _cap(wanted, present.max_num_active_seqs, settings)
     target = OperatingPoint(
         num_replicas=present.num_replicas,
         max_num_active_seqs=cap,

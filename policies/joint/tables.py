@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +19,7 @@ from policies.model.service import Floats, ServiceTable, Workload, service_table
 
 POOLS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 MARGIN_STEP = 0.05  # margins are rounded to this, so that tables are used again
+OVERLOADED = 0.1  # missed
 WEIGHTS_OF = np.array(WEIGHTS)
 
 
@@ -41,6 +42,11 @@ class Capability:
     most_inside: Floats
     caps: tuple[int, ...]
     prefill_s_per_token: Floats
+
+    @property
+    def full_per_s(self) -> float:
+        """The load under which a tenth misses at full power: close to where queues only grow."""
+        return float(self.table.most_per_s(OVERLOADED)[-1])
 
     @property
     def top_per_s(self) -> float:
@@ -101,7 +107,9 @@ def _capability(
             latency = model.latency_under(limit)
         except ModelError:
             latency = model.latency
-        caps.append(max(_full_batch(latency, workload), min(2 * pack, workload.max_num_seqs)))
+        # A margin says that modelled times are short, not that a queue should wait for it.
+        least = max(2 * pack, _full_batch(latency, replace(workload, pace_ratio=1.0)) // 2)
+        caps.append(max(_full_batch(latency, workload), min(least, workload.max_num_seqs)))
         per_token.append(
             (latency.c_s_per_prefill_token + latency.d_s_per_token_beyond_knee)
             * workload.time_ratio

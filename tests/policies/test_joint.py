@@ -74,10 +74,8 @@ def decide(one, state=None, settings=SETTINGS):
 
 def fleet(now_s, replicas, rate, state=None, requested=None, settings=SETTINGS, **changes):
     each = rate / max(replicas, 1)
-    reports = tuple(
-        report(now_s, str(k), arrival_rate_per_s=each, recent_rate_per_s=each, **changes)
-        for k in range(replicas)
-    )
+    known = {"arrival_rate_per_s": each, "recent_rate_per_s": each, "num_judged": 500.0}
+    reports = tuple(report(now_s, str(k), **{**known, **changes}) for k in range(replicas))
     seen = Observation(
         now_s=now_s, replicas=reports, observed_replicas=replicas,
         requested_replicas=replicas if requested is None else requested, pool_replicas=replicas,

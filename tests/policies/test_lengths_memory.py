@@ -9,15 +9,18 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from policies.core.forecast import LEVEL_S, PRIOR_CASES, RATIOS, outlooks, top_per_s, with_level
+from policies.core.forecast import LEVEL_S, POOLED_CASES, RATIOS, outlooks, top_per_s, with_level
 from policies.core.lengths import EDGES, WEIGHTS, bins_of, mean_of, mixed
 from policies.core.memory import (
     DEBT_HIGH,
+    FIRST_PRESSURE,
     MARGIN_LOW,
+    PRESSURE_HIGH,
     Memory,
     with_lengths,
     with_margins,
     with_need,
+    with_pressure,
 )
 
 
@@ -89,7 +92,9 @@ def test_lengths_are_taken_anew_only_when_they_changed_and_10_s_are_over():
 def play(rates, horizon_s=60.0):
     memory = Memory()
     for second, rate in enumerate(rates):
-        memory = with_level(memory, float(second), rate, horizon_s)
+        minute = rates[max(second - 59, 0) : second + 1]
+        steady = sum(minute) / len(minute)
+        memory = with_level(memory, float(second), rate, steady, horizon_s)
     return memory
 
 
@@ -111,16 +116,54 @@ def test_bursts_that_come_again_are_expected_in_the_calm():
     memory = play([*wave, *[10.0] * 90])
     present, _, from_top = outlooks(memory, 10.0, unknown=1.0)
     assert quantile(present, 0.99) > 20.0
-    assert quantile(from_top, 0.99) == pytest.approx(40.0, rel=0.1)
+    assert quantile(from_top, 0.99) == pytest.approx(40.0, rel=0.15)
     in_burst = outlooks(play(wave), 40.0, unknown=1.0)
     assert min(quantile(one, 0.99) for one in in_burst) < 50.0  # 160 by the present alone
 
 
 def test_what_has_not_been_seen_is_taken_to_grow():
     (only,) = outlooks(Memory(), 10.0, unknown=1.5)
-    assert only.cases.sum() == PRIOR_CASES
+    assert only.cases.sum() == POOLED_CASES
     assert only.rates_per_s[only.cases > 0] == pytest.approx([15.0], rel=0.06)
     assert len(only.rates_per_s) == len(RATIOS)
+
+
+def test_noise_of_counting_is_no_growth():
+    rng = np.random.default_rng(0)
+    counted = rng.poisson(5.0 * 20.0, 3600) / 5.0  # the mean of 5 s
+    memory = play(list(counted))
+    level = np.array(memory.levels)
+    plain = counted[: len(counted) // 10 * 10].reshape(-1, 10).mean(axis=1)[-len(level) :]
+    assert level.std() < 0.6 * plain.std()
+    assert level.mean() == pytest.approx(20.0, rel=0.02)
+
+
+def test_what_follows_a_burst_is_not_what_follows_a_calm():
+    wave = ([10.0] * 100 + [40.0] * 20) * 30
+    calm, *_ = outlooks(play([*wave, *[10.0] * 60]), 10.0, unknown=1.0)
+    burst, *_ = outlooks(play(wave), 40.0, unknown=1.0)
+    share = [float(one.cases[RATIOS > 1.5].sum() / one.cases.sum()) for one in (calm, burst)]
+    assert share[0] > 3.0 * share[1]
+
+
+def test_the_pressure_follows_what_the_whole_fleet_misses():
+    memory = with_pressure(Memory(), [("a", 0.0, 0.0), ("b", 0.0, 0.0)], 0.01)
+    assert memory.pressure == FIRST_PRESSURE
+    late = with_pressure(memory, [("a", 100.0, 11.0), ("b", 100.0, 1.0)], 0.01)
+    assert late.pressure == pytest.approx(FIRST_PRESSURE + 0.06 / 2 * 10.0)
+    early = with_pressure(memory, [("a", 1000.0, 0.0), ("b", 1000.0, 0.0)], 0.01)
+    assert early.pressure == pytest.approx(FIRST_PRESSURE - 0.06 / 2 * 20.0)
+    left = with_pressure(late, [("a", 100.0, 11.0)], 0.01)  # who left takes nothing back
+    assert left.pressure == late.pressure
+    again = with_pressure(late, [("a", 10.0, 1.0), ("b", 100.0, 1.0)], 0.01)  # began anew
+    assert again.pressure == pytest.approx(late.pressure + 0.06 / 2 * 0.9)
+    new = with_pressure(memory, [("c", 50.0, 50.0)], 0.01)
+    assert new.pressure == memory.pressure  # when it missed is not known
+    assert with_pressure(memory, [("a", 1e6, 1e6)], 0.01).pressure == PRESSURE_HIGH
+    assert json.loads(json.dumps(asdict(late)))["counted"] == [
+        ["a", 100.0, 11.0],
+        ["b", 100.0, 1.0],
+    ]
 
 
 def test_the_memory_does_not_grow_and_survives_json():

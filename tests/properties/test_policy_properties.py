@@ -415,21 +415,21 @@ def test_constant_load_reaches_a_fixed_point(load, slo, point, free):
     1.02734375,
 )
 def test_a_settled_point_ignores_noise_in_the_load(load, slo, point, noise):
-    """Within the hysteresis band a few percent more or less load moves at most the cap, once."""
+    """A few percent more or less load may move a point once, not to and fro: it comes to rest."""
     bounds = Bounds(max_replicas=8, max_num_seqs=64)
     settings, state = settings_of(bounds, slo), ControlState()
     for step in range(60):
         decision, state = tick(fleet(step * 5.0, point, load), state, settings, H100, ALL)
         point = decision.chosen
     assume(decision.reason is not Reason.NO_FEASIBLE_POINT)
-    seen = set()
-    for step in range(60, 160):
+    seen = []
+    for step in range(60, 180):
         rate = load.arrival_rate_per_s * (noise if step % 2 else 1.0)
         now = replace(load, arrival_rate_per_s=rate)
         decision, state = tick(fleet(step * 5.0, point, now), state, settings, H100, ALL)
         point = decision.chosen
-        seen.add(point)
-    assert len(seen) <= 3
+        seen.append(point)
+    assert len(set(seen[-60:])) <= 2
 
 
 @given(points, loads, st.floats(0.0, 1.0))
