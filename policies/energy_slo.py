@@ -82,7 +82,8 @@ class EnergySlo:
         if observation.observed_replicas == 0 and Knob.NUM_REPLICAS in free:
             return conclude(self._from_zero(observation, view, settings), state, settings)
         if not self._can_plan(view, state):
-            free = free - {Knob.NUM_REPLICAS} if self._too_early(view, state) else free
+            if self._too_early(view, state):
+                free = free - {Knob.NUM_REPLICAS}
             return tick(observation, state, settings, self.model, free)
         wish = self._wish(observation, view, state, settings, free)
         state = replace(state, memory=wish.memory)

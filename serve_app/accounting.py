@@ -17,6 +17,7 @@ from policies.core.energy import EnergyBooks
 from policies.core.window import Window
 from policies.model.attribution import ModelWeigher
 from policies.model.fitted import FittedModel
+from serve_app.demand import Demand
 from serve_app.engine.access import WARM_UP_ID, external_id, response_id
 from serve_app.engine.step_link import StepEvent, StepReceiver
 from serve_app.meter_windows import WindowReader
@@ -55,6 +56,7 @@ class EnergyAccountant:
         self.receiver = StepReceiver(self._on_event)
         self.books = EnergyBooks(time.monotonic(), weigher)
         self.arrivals = Window(_HORIZON_S)  # value: prompt tokens
+        self.demand = Demand()
         self.on_aborted: Callable[[RequestEnergy], None] | None = None
         self.on_step: Callable[[StepEvent], None] | None = None
         self.windows = WindowReader(meter, time.monotonic())
@@ -95,6 +97,7 @@ class EnergyAccountant:
             self._aborted += event.finished
         elif event.kind == "d":
             self.books.drop_steps(event.time_s)
+        self.demand.on_step(event)
         if self.on_step is not None:
             self.on_step(event)
 
@@ -102,6 +105,7 @@ class EnergyAccountant:
         external = external_id(request_id)
         if external != WARM_UP_ID:
             self.arrivals.add(time_s, float(prompt_tokens))
+            self.demand.arrive(request_id, time_s, prompt_tokens)
         entry = self._responses.setdefault(response_id(external), _Response())
         entry.open_ids.add(request_id)
         while len(self._responses) > _KEPT_RESPONSES:

@@ -4,7 +4,8 @@
 `energy:`. It validates the block, turns it into the hooks that Ray and vLLM offer, and lets
 Ray's own builders make the application:
 
-    energy.slo, policy, profile → autoscaling policy (controller) and control loop (replica)
+    energy.slo, policy, profile → autoscaling policy (controller), control loop (replica) and
+                                  request router (ingress)
     energy.meter                → the meter of each replica
     llm_configs[*]              → server_cls, scheduler_cls, callback_config filled in where empty
 
@@ -30,6 +31,7 @@ from serve_app.deciders import load_profile
 from serve_app.engine import ray_server
 from serve_app.ingress import ENDPOINTS, EnergyIngress
 from serve_app.models import resolve_model
+from serve_app.packing import STATS_PERIOD_S
 from serve_app.server import SETTINGS_KEY, EnergyLLMServer, LLMServer
 from serve_app.settings import EnergySettings, PolicySettings, parse_energy
 
@@ -37,6 +39,10 @@ log = logging.getLogger("ray.serve")
 
 SCHEDULER = "serve_app.engine.scheduler.capped_scheduler"
 POLICY = "serve_app.ray_policy:EnergyPolicy"
+ROUTER = {
+    "request_router_class": "serve_app.packed_router:PackedRouter",
+    "request_routing_stats_period_s": STATS_PERIOD_S,
+}
 # Ray smooths what a policy says; ours has its own dwell, and hysteresis is applied once (ADR 0003).
 NEUTRAL_AUTOSCALING = {
     "upscale_delay_s": 0.0,
@@ -109,14 +115,30 @@ def equip(
     config.server_cls = EnergyLLMServer if named else LLMServer
     config.engine_kwargs.setdefault("scheduler_cls", SCHEDULER)
     settings = energy.model_dump(mode="json")
-    config.experimental_configs[SETTINGS_KEY] = {"energy": settings, "profile": profile}
+    given: dict[str, Any] = {"settings": settings, "profile": profile, "packed": False}
     if not energy.metering_only:
-        _let_policy_scale(config.deployment_config, settings, profile)
+        if energy.policy.name == "energy_slo":
+            given["packed"] = _let_router_pack(config.deployment_config)
+        _let_policy_scale(config.deployment_config, given)
+    config.experimental_configs[SETTINGS_KEY] = {
+        "energy": settings,
+        "profile": profile,
+        "packed": given["packed"],
+    }
 
 
-def _let_policy_scale(
-    deployment: dict[str, Any], settings: dict[str, Any], profile: dict[str, Any] | None
-) -> None:
+def _let_router_pack(deployment: dict[str, Any]) -> bool:
+    """Put our request router under the user's options. A router of the user's own stays theirs, and
+    so does an object of Ray's, which always names one. Returns whether ours is in place."""
+    options = deployment.get("request_router_config") or {}
+    if not isinstance(options, dict) or "request_router_class" in options:
+        log.info("request_router_config has a class: JouleServe does not choose among replicas")
+        return False
+    deployment["request_router_config"] = {**ROUTER, **options}
+    return True
+
+
+def _let_policy_scale(deployment: dict[str, Any], given: dict[str, Any]) -> None:
     """Put our policy and neutral delays under the user's autoscaling bounds. A fixed `num_replicas`
     stays fixed; a policy of the user's own stays theirs."""
     if isinstance(deployment.get("num_replicas"), int):
@@ -127,7 +149,7 @@ def _let_policy_scale(
         return
     policy = {
         "policy_function": POLICY,
-        "policy_kwargs": {"settings": settings, "profile": profile},
+        "policy_kwargs": given,
     }
     deployment["autoscaling_config"] = {**NEUTRAL_AUTOSCALING, **autoscaling, "policy": policy}
 

@@ -1,7 +1,7 @@
 """The replica tick: observe → learn → decide → guard → actuate → record, about once a second.
 
-The request path writes facts; this loop reads them. It owns the batch cap of its replica and asks
-the same policy as the fleet tick, with the cap as the only free knob.
+The request path writes facts; this loop reads them. It owns the batch cap of its replica and what
+the router may give it, and asks the same policy as the fleet tick with these knobs free.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from policies.core.control import Policy
 from policies.core.errors import ActuationRefused
 from policies.core.types import (
+    SLO,
     Bounds,
     ControlSettings,
     ControlState,
@@ -23,26 +25,33 @@ from policies.core.types import (
     Knob,
     Mode,
     Observation,
+    OperatingPoint,
     ReplicaObservation,
 )
 from policies.core.window import Window
 from policies.model.drift import Assessment, Verdict
+from policies.model.fitted import FittedModel
 from serve_app.accounting import EnergyAccountant
 from serve_app.actuators.batch_cap import BatchCap
-from serve_app.deciders import policy_for
+from serve_app.deciders import Serving, policy_for
 from serve_app.engine.tap import EngineState
 from serve_app.live_model import LiveModel
 from serve_app.observers.recorder import Recorder
 from serve_app.settings import EnergySettings, LiveSettings
+from serve_app.simulator.attainable import attainable_prompt_tokens
 
 log = logging.getLogger("ray.serve")
 
-_FREE = frozenset({Knob.MAX_NUM_ACTIVE_SEQS})
+_FREE = frozenset({Knob.MAX_NUM_ACTIVE_SEQS, Knob.PACK_SEQS})
 
 
 @dataclass(slots=True)
 class Replica:
-    """What one replica's loop works on. `policy` follows `live_model` where there is one."""
+    """What one replica's loop works on. `policy` follows `live_model` where there is one.
+
+    `hint`: the last decision as far as it was acted on; the router is told its `pack_seqs` and
+    `pack_tokens`. `pool_replicas`: how many share the arrivals, as far as this one knows.
+    """
 
     name: str
     accountant: EnergyAccountant
@@ -54,6 +63,10 @@ class Replica:
     live: LiveSettings
     output_tokens: Window
     live_model: LiveModel | None = None
+    serving: Serving = field(default_factory=Serving)
+    state: ControlState = field(default_factory=ControlState)
+    hint: OperatingPoint | None = None
+    pool_replicas: int = 1
 
     @property
     def settings(self) -> EnergySettings:
@@ -75,6 +88,8 @@ class Replica:
         """One replica as it is now; percentiles over the engine tap's window."""
         slo = self.settings.slo
         draw = self.accountant.windows.draw_watts
+        demand, memory, hint = self.accountant.demand, self.state.memory, self.hint
+        prompt_bins, output_bins = demand.bins(now_s)
         return ReplicaObservation(
             replica=self.name,
             time_s=now_s,
@@ -90,7 +105,41 @@ class Replica:
             if self.cap.in_force
             else None,
             power_limit_watts=None,
+            pack_seqs=hint.pack_seqs if hint else None,
+            pack_tokens=hint.pack_tokens if hint else None,
+            waiting_prompt_tokens=float(demand.waiting_prompt_tokens),
+            recent_rate_per_s=demand.recent_per_s(now_s),
+            num_judged=float(demand.judged),
+            num_late=float(demand.late),
+            num_slow=float(demand.slow),
+            margin=memory.margin,
+            pace_margin=memory.pace_margin,
+            prompt_bins=prompt_bins,
+            output_bins=output_bins,
         )
+
+    @property
+    def model(self) -> FittedModel | None:
+        """The model as live steps correct it; None where there is none, or none to act on."""
+        live = self.live_model
+        if live is None:
+            return None
+        correction = live.correction
+        return live.model if correction is None else correction.apply(live.model)
+
+    def judge_by_settings(self) -> None:
+        """Let requests be judged by the SLO in force, and those too long for it not at all."""
+        demand, slo, model = self.accountant.demand, self.settings.slo.to_slo(), self.model
+        if model is None or not self.serving.max_num_batched_tokens:
+            demand.slo, demand.attainable_tokens = slo, None
+            return
+        demand.slo = slo
+        demand.attainable_tokens = _attainable(model, slo, self.serving.max_num_batched_tokens)
+
+
+@lru_cache(maxsize=8)
+def _attainable(model: FittedModel, slo: SLO, budget_tokens: int) -> int:
+    return attainable_prompt_tokens(model, slo, budget_tokens)
 
 
 class ControlLoop:
@@ -102,7 +151,6 @@ class ControlLoop:
         self.last_decision: Decision | None = None
         self.assessment: Assessment | None = None
         self._publish = publish
-        self._state = ControlState()
         self._task: asyncio.Task[None] | None = None
         self._logged: set[str] = set()
 
@@ -137,6 +185,7 @@ class ControlLoop:
 
     async def _meter(self) -> None:
         replica = self.replica
+        replica.judge_by_settings()
         replica.accountant.close_window()
         replica.recorder.tick(replica.accountant, replica.observe(time.monotonic()))
 
@@ -148,7 +197,9 @@ class ControlLoop:
         now_s = time.monotonic()
         live.tick(replica.accountant.windows, now_s)
         if live.enabled:
-            replica.policy = policy_for(replica.base, live.model, correction=live.correction)
+            replica.policy = policy_for(
+                replica.base, live.model, correction=live.correction, serving=replica.serving
+            )
         before, self.assessment = self.assessment, live.assess(now_s)
         replica.recorder.model(live.state, live.correction, self.assessment, live.residual_ratio)
         if self.assessment is not None and (
@@ -165,7 +216,7 @@ class ControlLoop:
     async def _decide(self) -> None:
         replica = self.replica
         if replica.settings.metering_only:
-            self.last_decision = None
+            self.last_decision = replica.hint = None
             return
         now_s = time.monotonic()
         observation = Observation(
@@ -173,11 +224,14 @@ class ControlLoop:
             replicas=(replica.observe(now_s),),
             observed_replicas=1,
             requested_replicas=1,
+            pool_replicas=replica.pool_replicas,
         )
-        decision, self._state = replica.policy.decide(
-            observation, self._state, replica.control_settings(), _FREE
+        decision, replica.state = replica.policy.decide(
+            observation, replica.state, replica.control_settings(), _FREE
         )
         self.last_decision = decision
+        active = replica.settings.policy.mode is Mode.ACTIVE
+        replica.hint = decision.chosen if active else None
 
     async def _actuate(self) -> None:
         """Bring the engine to the wanted cap. A pin by `user_config` wins over the policy; without

@@ -4,17 +4,28 @@ get their policy and their model, so that they cannot disagree."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from policies.catalog import POLICIES, make_policy
 from policies.core.control import Policy
 from policies.core.errors import ConfigError
 from policies.core.types import Observation
+from policies.joint.options import JointOptions
 from policies.model.fitted import FittedModel
 from policies.model.online import Correction
 from serve_app.settings import EnergySettings, find_profile, read_yaml
 
-__all__ = ["POLICIES", "load_profile", "policy_for"]
+__all__ = ["POLICIES", "Serving", "load_profile", "policy_for"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """What the joint policy must know of the service around it: whether its router fills replicas
+    in a fixed order, and the engine's token budget per step (None: not known)."""
+
+    packed: bool = False
+    max_num_batched_tokens: int | None = None
 
 
 def load_profile(name: str | None) -> FittedModel | None:
@@ -33,10 +44,11 @@ def policy_for(
     model: FittedModel | None,
     ray_default: Callable[[Observation], int] | None = None,
     correction: Correction | None = None,
+    serving: Serving | None = None,
 ) -> Policy:
-    """The policy named in `settings`, with the model as live steps correct it. `ray_default` is
-    Ray's own rule, handed in by the controller edge; a replica, which never chooses replicas,
-    leaves it out."""
+    """The policy named in `settings`, with the model as live steps correct it, for a service that
+    is `serving` so. `ray_default` is Ray's own rule, handed in by the controller edge; a replica,
+    which never chooses replicas, leaves it out."""
     choice = settings.policy
     if choice.name == "static":
         return make_policy(
@@ -51,6 +63,14 @@ def policy_for(
                 "static", num_replicas=None, max_num_active_seqs=None, power_limit_watts=None
             )
         return make_policy("ray_default", desired_num_replicas=ray_default)
+    options = _options(settings, serving or Serving())
     if model is None or correction is None:
-        return make_policy("energy_slo", model=model)
-    return make_policy("energy_slo", model=correction.apply(model), note=correction.note)
+        return make_policy("energy_slo", model=model, options=options)
+    corrected = correction.apply(model)
+    return make_policy("energy_slo", model=corrected, note=correction.note, options=options)
+
+
+def _options(settings: EnergySettings, serving: Serving) -> JointOptions:
+    options = JointOptions(cold_start_s=settings.policy.cold_start_s, packed=serving.packed)
+    tokens = serving.max_num_batched_tokens
+    return options if tokens is None else replace(options, max_num_batched_tokens=tokens)

@@ -22,7 +22,7 @@ from policies.core.window import Window
 from policies.model.fitted import FittedModel
 from serve_app.actuators.batch_cap import BatchCap
 from serve_app.control_loop import ControlLoop, Replica
-from serve_app.deciders import policy_for
+from serve_app.deciders import Serving, policy_for
 from serve_app.engine import ray_server
 from serve_app.engine.access import warm_up
 from serve_app.engine.step_link import SOCKET_ENV, StepEvent
@@ -31,7 +31,9 @@ from serve_app.ledger import Push, device_rows, families_of, ledger_handle
 from serve_app.live_model import LiveModel
 from serve_app.observers.metrics import MetricSet
 from serve_app.observers.recorder import Recorder
-from serve_app.ray_policy import report
+from serve_app.packing import STATS_KEY
+from serve_app.replica_hints import RouterHints
+from serve_app.replica_report import report
 from serve_app.replica_setup import labels_of, open_accountant
 from serve_app.request_log.call import Call
 from serve_app.request_log.open_requests import Identity
@@ -41,13 +43,16 @@ from serve_app.settings import LiveSettings, parse_energy, parse_live
 
 log = logging.getLogger("ray.serve")
 
-SETTINGS_KEY = "jouleserve"  # in LLMConfig.experimental_configs: {"energy": ..., "profile": ...}
+# In LLMConfig.experimental_configs: {"energy": ..., "profile": ..., "packed": ...}
+SETTINGS_KEY = "jouleserve"
+POOL_EVERY_S = 5.0
 
 
 class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types for it
     """`ray.serve.llm`'s LLMServer that meters its requests and controls its batch cap."""
 
     _refused: str | None = None  # why the last `user_config` is not in force
+    _count_pool_s = 0.0  # when to count the replicas next
 
     async def start(self) -> None:
         """Open the meter, start the engine, warm it up, then start the control loop.
@@ -65,6 +70,9 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         STATE.clear_samples()
         context = serve.get_replica_context()
         labels = labels_of(context, self._llm_config)
+        serving = Serving(
+            packed=bool(extra.get("packed")), max_num_batched_tokens=STATE.max_num_batched_tokens
+        )
         recorder = Recorder(MetricSet(labels, mirror_to_ray=True))
         self._context = context
         self._replica = Replica(
@@ -73,12 +81,14 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             engine=STATE,
             cap=BatchCap(self.engine),
             recorder=recorder,
-            policy=policy_for(energy, model),
+            policy=policy_for(energy, model, serving=serving),
             base=energy,
             live=LiveSettings(),
             output_tokens=Window(HORIZON_S),
             live_model=LiveModel(model, energy.model_correction) if model is not None else None,
+            serving=serving,
         )
+        self._hints = RouterHints(self._replica)
         self._metrics = recorder.metrics
         self._requests = ReplicaRequests(energy, Identity(**labels), accountant.energy_object)
         self._ledger: Any = None
@@ -106,6 +116,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
     def _finished(self, request: FinishedRequest) -> None:
         replica = self._replica
         replica.output_tokens.add(time.monotonic(), float(request.output_tokens))
+        replica.accountant.demand.ended(request)
         energy = replica.accountant.finish(request.request_id)
         replica.recorder.finished(request, energy, replica.settings.slo.to_slo())
         self._requests.finished(request)
@@ -181,7 +192,18 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         replica = self._replica
         seen: ReplicaObservation = replica.observe(time.monotonic())
         live = replica.live_model
-        return report(seen, replica.control_settings(), live.correction if live else None)
+        return report(
+            seen,
+            replica.control_settings(),
+            live.correction if live else None,
+            replica.serving.max_num_batched_tokens,
+        )
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Ray's, and what a packing router must know of this replica."""
+        rank = serve.get_replica_context().rank
+        stats: dict[str, Any] = await super().record_routing_stats()
+        return {**stats, STATS_KEY: self._hints.stats(time.time(), getattr(rank, "rank", None))}
 
     async def ledger_view(self, what: str) -> Any:
         """The application's ledger, from any process: "energy" or "exposition"."""
@@ -201,9 +223,22 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         self._requests.publish(self._metrics)
         try:
             await asyncio.wait_for(self._ledger_actor().push.remote(self._push()), timeout=5.0)
+            await asyncio.wait_for(self._count_pool(), timeout=5.0)
         except Exception:
             self._ledger = None
             raise
+
+    async def _count_pool(self) -> None:
+        """How many replicas share the arrivals, every few seconds: those of this deployment that
+        report to the ledger. Ray's own `world_size` stays at what the file says while the
+        autoscaler moves."""
+        now_s = time.monotonic()
+        if now_s < self._count_pool_s:
+            return
+        self._count_pool_s = now_s + POOL_EVERY_S
+        rows = (await self.ledger_view("energy"))["replicas"]
+        mine = sum(row["deployment"] == self._context.deployment for row in rows)
+        self._replica.pool_replicas = max(mine, 1)
 
     def _push(self) -> Push:
         cap, engine = self._replica.cap, self._replica.engine

@@ -52,6 +52,9 @@ class PolicySettings(_Strict):
     dwell_up_s: float = Field(default=5.0, ge=0)
     dwell_down_s: float = Field(default=30.0, ge=0)
     stale_after_s: float = Field(default=10.0, gt=0)
+    cold_start_s: float = Field(
+        default=60.0, ge=0, le=86_400, description="how long a new replica takes until it answers"
+    )
     num_replicas: int | None = Field(default=None, ge=0, description="static: replicas")
     max_num_active_seqs: int | None = Field(default=None, ge=1, description="static: batch cap")
 

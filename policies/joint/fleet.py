@@ -158,8 +158,9 @@ def wish_of_fleet(  # noqa: PLR0913
 
 def _note(now_per_s: float, memory: Memory, need: int) -> str:
     margin = memory.margin or 0.0
-    learned = f"margin {margin:.2f}, pressure {memory.pressure:.2f}"
-    return f"load {now_per_s:.2f}/s, {learned}, need {need}"
+    return (
+        f"load {now_per_s:.2f}/s, margin {margin:.2f}, need {need}, pressure {memory.pressure:.2f}"
+    )
 
 
 def _enough(

@@ -2,8 +2,8 @@
 
 Private names of vLLM touched here (tested on vllm 0.29 by tests/contracts): `schedule`,
 `get_grammar_bitmask`, `update_from_output`, `add_request`, `finish_requests`, `requests`,
-`running`, `max_num_running_reqs` / `max_num_active_reqs` (>= 0.32), `finished_req_ids`, and
-`EngineCore` for the utility call.
+`Request.arrival_time`, `running`, `max_num_running_reqs` / `max_num_active_reqs` (>= 0.32),
+`finished_req_ids`, and `EngineCore` for the utility call.
 
 Set in engine_kwargs as `scheduler_cls: serve_app.engine.scheduler.capped_scheduler`; our builder
 does it. vLLM's PR 54816 proposes the same cap upstream; this shim goes when it lands.
@@ -11,6 +11,7 @@ does it. vLLM's PR 54816 proposes the same cap upstream; this shim goes when it 
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ class _StepTap:
             self._link.send(
                 StepMessage(
                     kind="a",
-                    time_s=time.monotonic(),
+                    time_s=_arrived_s(request),
                     names=[(handle, request.request_id)],
                     shares=[handle, request.num_prompt_tokens, 0, 0],
                 )
@@ -146,6 +147,13 @@ class _StepTap:
     def _forget(self, request_ids: Iterable[str]) -> list[int]:
         handles = (self._handles.pop(request_id, None) for request_id in request_ids)
         return [handle for handle in handles if handle is not None]
+
+
+def _arrived_s(request: Any) -> float:
+    """When the replica took the request, on the clock of the steps: it comes here only between two
+    steps. vLLM counts TTFT from that moment too."""
+    on_its_way_s = time.time() - getattr(request, "arrival_time", math.inf)
+    return time.monotonic() - max(on_its_way_s, 0.0)
 
 
 class CappedScheduler(_StepTap, _RunTimeCap, Scheduler):  # type: ignore[misc]

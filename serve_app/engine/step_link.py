@@ -27,10 +27,10 @@ _MAX_BACKLOG_BYTES = 1 << 20
 
 
 class StepMessage(msgspec.Struct, array_like=True, gc=False):
-    """One event of the engine. `kind`: "a" a request arrives (its prompt tokens stand in `shares`),
-    "b" a step begins, "e" the oldest step ends, "f" requests are gone (aborted), "d" messages were
-    dropped. `names` introduces new (handle, internal request id)
-    pairs; `shares` is flat: handle, prefill tokens, decode tokens, context tokens."""
+    """One event of the engine. `kind`: "a" a request arrives (its prompt tokens stand in `shares`,
+    `time_s` is when the replica took it), "b" a step begins, "e" the oldest step ends, "f" requests
+    are gone (aborted), "d" messages were dropped. `names` introduces new (handle, internal request
+    id) pairs; `shares` is flat: handle, prefill tokens, decode tokens, context tokens."""
 
     kind: str
     time_s: float

@@ -45,6 +45,7 @@ class EngineState:
     generated_tokens: int = 0
     prompt_tokens: int = 0
     last_record_s: float | None = None
+    max_num_batched_tokens: int | None = None  # the engine's token budget per step
     ttft_s: Window = field(default_factory=lambda: Window(HORIZON_S))
     tpot_s: Window = field(default_factory=lambda: Window(HORIZON_S))
     listeners: list[Callable[[FinishedRequest], None]] = field(default_factory=list)
@@ -64,7 +65,9 @@ class EngineTap(StatLoggerBase):  # type: ignore[misc]  # vLLM ships no types fo
     requests."""
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-        del vllm_config, engine_index
+        del engine_index
+        scheduling = getattr(vllm_config, "scheduler_config", None)
+        STATE.max_num_batched_tokens = getattr(scheduling, "max_num_batched_tokens", None)
 
     def record(
         self,

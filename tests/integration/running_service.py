@@ -171,6 +171,12 @@ class Service:
         """Ray's own account of the cluster."""
         return json.loads(self._dashboard("GET", path="/api/cluster_status")[1])
 
+    def controller_log(self):
+        """What the Serve controller of this service has logged."""
+        (pid,) = self.titled("ray::ServeController")
+        logs = Path("/tmp/ray").glob(f"session_*/logs/serve/controller_{pid}.log")
+        return max(logs, key=lambda path: path.stat().st_mtime).read_text()
+
     def _dashboard(self, method, body=None, path="/api/serve/applications/"):
         connection = http.client.HTTPConnection(self.dashboard, timeout=30)
         try:

@@ -11,8 +11,11 @@ import pytest_asyncio
 from tiny_engine import ENVIRONMENT, MAX_NUM_SEQS, Engine, save_model
 
 from policies.core.errors import ActuationRefused
+from policies.core.types import SLO
+from serve_app.demand import Demand
 from serve_app.engine.access import external_id, set_step_tap, warm_up
 from serve_app.engine.step_link import SOCKET_ENV
+from serve_app.engine.tap import STATE
 
 pytestmark = [
     pytest.mark.vllm,
@@ -109,6 +112,34 @@ async def test_every_token_of_every_request_is_told_once(engine):
     ended = [external_id(name) for e in events if e.kind == "e" for name in e.finished]
     assert sorted(ended) == sorted(name for name, *_ in answers)
     assert not [e for e in events if e.kind in {"f", "d"}]
+
+
+async def test_first_tokens_are_judged_by_the_times_that_vllm_tells(engine):
+    told, seen = [], []
+
+    class Times(Demand):
+        def _judge_first(self, prompt, time_s):
+            super()._judge_first(prompt, time_s)
+            seen.append(time_s - prompt.arrived_s)
+
+    STATE.first_token_listeners.append(told.append)
+    try:
+        # More than the batch takes: some wait for seconds, and for the step that is under way.
+        await asyncio.gather(*engine.ask(MAX_NUM_SEQS + 16, output_tokens=30, prompt_tokens=200))
+        events = await engine.quiet()
+    finally:
+        STATE.first_token_listeners.remove(told.append)
+    demand = Times(SLO(ttft_s=sorted(told)[len(told) // 2]))
+    for event in events:
+        for share in event.shares if event.kind == "a" else ():
+            demand.arrive(share.request_id, event.time_s, share.prefill_tokens)
+        demand.on_step(event)
+    assert len(seen) == len(told) == MAX_NUM_SEQS + 16
+    assert sorted(seen) == pytest.approx(sorted(told), abs=0.1)
+    assert max(told) > 0.3
+    assert demand.judged == len(told)
+    assert 0 < demand.late < len(told)
+    assert (demand.num_open, demand.waiting_prompt_tokens) == (0, 0)
 
 
 async def test_steps_begin_and_end_in_turn(engine):

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import psutil
@@ -76,6 +77,33 @@ def test_each_replica_meters_the_gpu_that_ray_gave_it(fleet):
         assert (row["source"], row["reason"], row["joules"]) == ("counter", None, 0.0), index
     cluster = service.cluster_status()["data"]["clusterStatus"]["loadMetricsReport"]
     assert cluster["usage"]["GPU"] == [2.0, 4.0]  # used and all
+
+
+def test_requests_one_after_the_other_go_to_one_replica(fleet):
+    """The router fills replicas in a fixed order, once it is told how far."""
+    service, _ = fleet
+    names = list(gpu_rows(service))
+
+    def answered():
+        return [service.counted("jouleserve_requests_total", replica=name) for name in names]
+
+    def ask(count):
+        before = answered()
+        for number in range(count):
+            service.chat(f"Say {number}.", max_tokens=2)
+        eventually(lambda: sum(answered()) == sum(before) + count, 15, "all are counted")
+        return sorted(now - then for then, now in zip(before, answered(), strict=True))
+
+    # A replica that has answered says what it may have; the routers hear it a second later.
+    eventually(lambda: ask(8) == [0, 8], 60, "one replica gets all of them", every_s=2.0)
+    assert ask(12) == [0, 12]  # by chance: once in 2048
+    # Together they are more prompt tokens than may wait at the first.
+    together = [f"{'Tell me a story. ' * 20}{i}" for i in range(16)]
+    before = answered()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda one: service.chat(one, max_tokens=2), together))
+    eventually(lambda: sum(answered()) == sum(before) + 16, 15, "all are counted")
+    assert min(now - then for then, now in zip(before, answered(), strict=True)) >= 1
 
 
 @dataclass

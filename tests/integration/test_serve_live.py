@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +17,32 @@ pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(420)]
 def replica(service):
     (one,) = service.energy()["replicas"]
     return one
+
+
+def fleet_decisions(service):
+    """What the controller logs of the fleet's decisions, oldest first."""
+    marked = re.findall(r"jouleserve_fleet_decision (\{.*\})", service.controller_log())
+    return [json.loads(one) for one in marked]
+
+
+def test_the_joint_policy_decides_about_the_fleet_on_what_replicas_report(service):
+    """It needs the lengths of 64 requests that a replica has reported, so ask as many."""
+
+    def joint(decision):
+        return any(note.startswith("load ") for note in decision["notes"])
+
+    def explained():
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda i: service.chat(f"Say {i}.", max_tokens=2), range(16)))
+        return [one for one in fleet_decisions(service) if joint(one)]
+
+    *_, decision = eventually(explained, 90, "the joint policy has decided", every_s=1.0)
+    assert decision["policy"] == "energy_slo"
+    assert re.match(r"load \d+\.\d\d/s, margin -?\d\.\d\d, need 1", decision["notes"][0])
+    assert decision["chosen_num_replicas"] == 1
+    assert 0.0 < decision["decision_s"] < 0.1
+    errors = [one for one in fleet_decisions(service) if one["reason"] == "error"]
+    assert not errors
 
 
 def test_a_live_update_moves_the_cap_and_keeps_the_process(service):
@@ -35,8 +63,10 @@ def test_a_live_update_moves_the_cap_and_keeps_the_process(service):
             time.sleep(0.3)
         assert all(answer.result()["usage"]["completion_tokens"] == 80 for answer in answers)
     assert 0 < max(seen) <= 4
+    # Without a pin and without a policy that acts: the engine's own capacity.
+    service.put(service.edited(user_config={"mode": "advisory"}))
+    eventually(lambda: replica(service)["max_num_active_seqs"] == 64, 20, "the pin is gone")
     service.put(service.config)
-    eventually(lambda: replica(service)["max_num_active_seqs"] > 4, 20, "the policy has the cap")
     assert service.replica_pids() == pids
 
 

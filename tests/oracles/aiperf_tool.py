@@ -70,14 +70,14 @@ def install(model: str) -> Aiperf:
         uv = str(Path(sys.executable).parent / "uv")
         subprocess.run([uv, "venv", "--clear", "--python", sys.executable, str(root)], check=True)
         target = ["--python", str(root / "bin" / "python")]
-        subprocess.run([uv, "pip", "install", *target, AIPERF], env=_uv_environment(), check=True)
+        subprocess.run([uv, "pip", "install", *target, AIPERF], env=uv_environment(), check=True)
     home = cache_root() / "oracles" / "hub"
     _lay_out_tokenizer(ModelFolders.of(model).final, home)
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     return Aiperf(program=program, home=home, version=version.stdout.strip())
 
 
-def _uv_environment() -> dict[str, str]:
+def uv_environment() -> dict[str, str]:
     """uv does not read pip's configuration."""
     ask = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
     links = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.split()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -9,12 +10,16 @@ from hypothesis import strategies as st
 from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
+import serve_app.ray_policy
+from policies.core.control import state_from_dict, state_to_dict
+from policies.core.lengths import bins_of
 from policies.core.types import Bounds, ControlSettings, ReplicaObservation
 from policies.model.fitted import FittedModel, Residuals, ValidRange
 from policies.model.latency import LatencyModel
 from policies.model.online import Correction
 from policies.model.power import PowerModel
-from serve_app.ray_policy import REPORT, EnergyPolicy, latest_reports, observe, report
+from serve_app.ray_policy import EnergyPolicy, latest_reports, observe
+from serve_app.replica_report import REPORT, UNKNOWN_SIGNED, observation_of, report
 
 DEPLOYMENT = DeploymentID(name="EnergyLLMServer:m", app_name="llm")
 MODEL = FittedModel(
@@ -55,6 +60,16 @@ def stats(rate=1.0, **more):
     } | more
     observation = ReplicaObservation(replica="r", time_s=0.0, max_num_active_seqs=32, **values)
     return report(observation, ControlSettings(bounds=Bounds(max_num_seqs=64)))
+
+
+BINS = {"prompt_bins": bins_of([50] * 20), "output_bins": bins_of([50] * 20)}
+
+
+def told(rate=1.0, **more):
+    """With everything that the joint policy decides on."""
+    counted = {"num_judged": 512.0, "num_late": 0.0, "num_slow": 0.0}
+    learned = {"recent_rate_per_s": rate, "margin": 0.0, "pace_margin": 0.0, **counted}
+    return stats(rate, **BINS, **learned, **more)
 
 
 def context(per_replica, now_s=1000.0, target=None, age_s=0.5, state=None):
@@ -121,6 +136,140 @@ def test_requests_in_rays_queue_count_as_waiting():
     seen._total_queued_requests_value = 10.0
     observation = observe(seen, latest_reports(seen), 1000.0)
     assert [replica.num_waiting for replica in observation.replicas] == [5.0, 5.0]
+
+
+def test_they_are_told_to_the_policy_as_waiting_for_a_replica_too():
+    seen = context([stats(), stats()])
+    seen._total_queued_requests_value = 10.0
+    observation = observe(seen, latest_reports(seen), 1000.0)
+    assert (observation.num_queued, observation.pool_replicas) == (10.0, 2)
+
+
+# ---- the joint policy
+
+
+def last_decision(state):
+    return state["jouleserve"]["last_decision"]
+
+
+def test_reports_with_bins_let_the_joint_policy_decide():
+    wanted, state = policy()(context([told(rate=9.0)]))
+    (note,) = last_decision(state)["notes"]
+    found = re.match(r"load 9.00/s, margin 0.00, need (\d+)", note)
+    assert wanted == int(found[1]) > 1
+    assert state["jouleserve"]["memory"]["prompt_bins"] == BINS["prompt_bins"]
+    _, without = policy()(context([stats(rate=9.0)]))
+    assert not last_decision(without)["notes"]
+
+
+def test_what_is_learned_survives_as_json():
+    pick, state = policy(), {}
+    for tick in range(40):
+        _, state = pick(context([told(rate=2.0)], now_s=1000.0 + tick, state=state))
+        state = json.loads(json.dumps(state))
+    memory = state_from_dict(state["jouleserve"]).memory
+    assert len(memory.levels) == 3  # of 10 s each
+    assert memory.levels == pytest.approx([2.0] * 3)
+    assert memory.first_replicas == 1
+    control = state_from_dict(state["jouleserve"])
+    assert state_from_dict(json.loads(json.dumps(state_to_dict(control)))) == control
+
+
+def test_a_report_carries_every_field_and_what_is_not_known():
+    given = ReplicaObservation(
+        replica="r7", time_s=3.0, num_running=2.0, num_waiting=1.0, arrival_rate_per_s=0.5,
+        prompt_tokens=10.0, output_tokens=20.0, ttft_s=0.1, tpot_s=0.02, draw_watts=30.0,
+        max_num_active_seqs=32, power_limit_watts=300.0, pack_seqs=9, pack_tokens=700,
+        waiting_prompt_tokens=12.0, recent_rate_per_s=0.8, num_judged=100.0, num_late=3.0,
+        num_slow=0.0, margin=-1.0, pace_margin=-0.25, prompt_bins=tuple(map(float, range(12))),
+        output_bins=tuple(map(float, range(1, 13))),
+    )  # fmt: skip
+    sent = report(given, ControlSettings(), max_num_batched_tokens=4096)
+    assert observation_of("r7", 3.0, sent) == given
+    assert sent["max_num_batched_tokens"] == 4096.0
+    bare = ReplicaObservation(
+        replica="r", time_s=0.0, num_running=0.0, num_waiting=0.0, arrival_rate_per_s=0.0
+    )
+    unknown = report(bare, ControlSettings())
+    assert observation_of("r", 0.0, unknown) == bare
+    assert unknown["margin"] == unknown["pace_margin"] == UNKNOWN_SIGNED
+    assert unknown.keys() == sent.keys() == set(REPORT)
+
+
+def test_asleep_it_wakes_for_a_request_and_not_before():
+    pick = policy()
+    asleep = context([], target=0)
+    asleep.capacity_adjusted_min_replicas = 0
+    assert pick(asleep)[0] == 0
+    asked = context([], target=0, now_s=1001.5)
+    asked.capacity_adjusted_min_replicas = 0
+    asked._total_queued_requests_value = 3.0
+    wanted, state = pick(asked)
+    assert wanted == 1
+    assert last_decision(state)["reason"] == "slo_at_risk"
+    starting = context([], target=1, now_s=1003.0)  # asked for, not there yet
+    assert pick(starting)[0] == 1
+
+
+def test_it_falls_asleep_when_nothing_has_come_for_long():
+    pick, state, counts = policy(policy={"cold_start_s": 30.0}), {}, []
+    for tick in range(120):
+        rate = 1.0 if tick == 0 else 0.0
+        seen = context([told(rate, num_running=rate)], now_s=1000.0 + 5 * tick, state=state)
+        seen.capacity_adjusted_min_replicas = 0
+        wanted, state = pick(seen)
+        counts.append(wanted)
+    # A start costs twice the idle draw for 30 s: as much as 60 s of idling.
+    assert counts == [1] * 13 + [0] * 107
+
+
+def test_asleep_the_slo_and_mode_that_were_in_force_still_are():
+    pick = policy(slo={"ttft_ms": 1000.0})
+    pick(context([told() | {"slo_ttft_s": 0.25, "mode": 2.0}]))
+    settings = pick._settings(context([], target=0), {})
+    assert (settings.slo.ttft_s, settings.bounds.max_num_seqs) == (0.25, 64)
+    fresh = policy(slo={"ttft_ms": 700.0})._settings(context([], target=0), {})
+    assert (fresh.slo.ttft_s, fresh.bounds.max_replicas) == (0.7, 8)
+
+
+def test_how_long_decisions_take_is_kept_and_logged(caplog):
+    pick = policy()
+    pick(context([told(rate=2.0)], now_s=1000.0))
+    pick(context([told(rate=2.0)], now_s=1000.5))  # not evaluated: too soon
+    _, state = pick(context([told(rate=2.0)], now_s=1001.0))
+    times = state["jouleserve_decision_s"]
+    assert times["count"] == 2
+    assert 0.0 < times["last_s"] <= times["max_s"] < 1.0
+    assert times["max_s"] / 2 <= times["mean_s"] <= times["max_s"]
+
+
+def test_the_budget_and_the_router_of_the_service_reach_the_policy(monkeypatch):
+    seen = []
+    real = serve_app.ray_policy.policy_for
+
+    def spy(*given):
+        seen.append(real(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(serve_app.ray_policy, "policy_for", spy)
+    energy = {"policy": {"cold_start_s": 90.0}}
+    pick = EnergyPolicy(settings=energy, profile=MODEL.to_dict(), packed=True)
+    values = [told() | {"max_num_batched_tokens": tokens} for tokens in (8192.0, 4096.0, -1.0)]
+    pick(context(values))
+    options = seen[0].options
+    assert (options.packed, options.max_num_batched_tokens) == (True, 4096)
+    assert options.cold_start_s == 90.0
+    policy()(context([told()]))
+    assert not seen[1].options.packed
+    assert seen[1].options.max_num_batched_tokens == 2048
+
+
+def test_the_time_of_a_report_is_that_of_its_oldest_value():
+    seen = context([stats()])
+    (one, *_) = seen.raw_metrics["ttft_s"]
+    seen.raw_metrics["ttft_s"][one] = [TimeStampedValue(980.0, 0.1)]
+    (report_,) = latest_reports(seen).values()
+    assert report_["time_s"] == 980.0
 
 
 def test_advisory_and_off_hold():
