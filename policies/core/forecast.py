@@ -22,9 +22,10 @@ LEVEL_S = 10.0  # span of one level
 BASE_LEVELS = 6  # a minute: the present
 TOP_LEVELS = 180  # half an hour
 KNOWN_LEVELS = 30  # of it, before it says anything
-FORGET_TOP_S = 10_800.0
+FORGET_TOP_S = 14_400.0
 LONG_S = 600.0  # time constant of the mean
 PRIOR_CASES = 60.0
+KNOWN_CASES = 180.0
 POOLED_CASES = 20.0
 STATES = (0.75, 1.33)  # of the ten-minute mean: calm below, a burst above
 GROWTH_STEP = 0.05  # of the logarithm of growth
@@ -104,13 +105,13 @@ def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outl
 
 
 def top_per_s(memory: Memory) -> float:
-    """The highest mean load of 10 s so far, forgotten over three hours; 0 where none is known."""
+    """The highest mean load of 10 s so far, forgotten over four hours; 0 where none is known."""
     return memory.top_per_s
 
 
 def known_ratio(memory: Memory) -> float:
-    """How far the growth of the load is known, 0..1: after ten minutes as well as it will be."""
-    return min(sum(map(sum, memory.grown[:3])) / PRIOR_CASES, 1.0)
+    """How far the growth of the load is known, 0..1: after half an hour bursts have been seen."""
+    return min(sum(map(sum, memory.grown[:3])) / KNOWN_CASES, 1.0)
 
 
 def _state(rate_per_s: float, mean_per_s: float) -> int:

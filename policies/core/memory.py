@@ -14,7 +14,7 @@ LENGTHS_CHANGE_RATIO = 0.06  # of the mean; three times as much in a bin
 MARGIN_STEP = 0.015  # per missed request
 MARGIN_LOW, MARGIN_HIGH = -0.6, 0.6
 PRIOR_MISSES = 3.0  # of each kind
-PRESSURE_STEP = 0.06  # per missed request of a replica
+PRESSURE_STEP = 0.1  # per missed request of a replica
 # What is left over is spent with care: the load that overloads a fleet spends it all at once.
 PRESSURE_LOW, FIRST_PRESSURE, PRESSURE_HIGH = -0.5, 0.4, 1.5
 DEBT_HIGH = 1.5  # misses beyond what the margin can answer are remembered up to here

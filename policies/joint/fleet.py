@@ -25,7 +25,8 @@ from policies.model.fitted import FittedModel
 
 FLEET_MARGIN = 0.3  # beyond, misses tell of replicas that came late, not of slow ones
 SEEN_REQUESTS, FEW_REQUESTS = 512.0, 64.0  # that bins are made of: at most; too few for a tail
-AGAIN = 0.15  # of the pressure
+AGAIN, CAUTION = 0.15, 0.1  # of the pressure: on what may come again, and on the fleet
+BURSTS = 2.0  # times its mean beyond it: what makes a load one of bursts
 PAYBACK_S = 300.0  # a replica that only saves must have paid for its start by then
 
 
@@ -127,8 +128,8 @@ def wish_of_fleet(  # noqa: PLR0913
         allowed = _allowed(settings, options) * math.exp(-memory.pressure)
         seen = outlooks(memory, now, options.unknown_growth)
         least = min(_enough(known_of, one, allowed, bounds.max_replicas) for one in seen)
-        again_per_s = options.again_ratio * math.exp(AGAIN * memory.pressure) * top_per_s(memory)
-        again = math.ceil(again_per_s / known.full_per_s)
+        again = _again(known, memory, options)
+        least = round(least * math.exp(CAUTION * memory.pressure))
         need = max(low, least, again)
     kept = math.ceil(memory.first_replicas * (1.0 - known_ratio(memory)))
     need = min(max(need, kept), bounds.max_replicas)
@@ -154,6 +155,16 @@ def wish_of_fleet(  # noqa: PLR0913
         memory=memory,
         notes=(_note(now, memory, need),),
     )
+
+
+def _again(known: Capability, memory: Memory, options: JointOptions) -> int:
+    """Replicas that the highest load of the last hours does not overload. Where it rises far above
+    its mean within seconds, a queue is there before limits are lifted, and needs slack to go."""
+    top = options.again_ratio * math.exp(AGAIN * memory.pressure) * top_per_s(memory)
+    mean = memory.longs[-1] if memory.longs else top
+    burstiness = min(max(top / max(mean, 1e-9) - 1.0, 0.0) / BURSTS, 1.0)
+    slack_ratio = 1.0 + burstiness * (known.slack_ratio - 1.0)
+    return math.ceil(top * slack_ratio / known.full_per_s) if known.full_per_s > 0.0 else 0
 
 
 def _note(now_per_s: float, memory: Memory, need: int) -> str:

@@ -16,10 +16,12 @@ class JointOptions:
     `restart_ratio` x what a start costs is what an idle replica may cost before it is let go.
     `packed`: the router fills replicas in a fixed order. `max_num_batched_tokens`: the engine's.
     `unknown_growth`: by what factor the load is taken to grow within a cold start until that has
-    been seen; `again_ratio` of the highest load of the last hours may always come
-    again. `allowed_share` of the misses that the SLO allows are planned for. `hold_s`: how fast
-    a replica forgets a peak. `backlog_ratio`: the share of the TTFT target that computing what
-    waits may take before the limit is lifted, `gate_ratio` before a packing router goes on.
+    been seen; `again_ratio` of the highest load of the last hours may always come again and must
+    not overload the fleet. `allowed_share` of the misses that the SLO allows are planned for;
+    `edge_share` of what it allows may be a replica's own: the rest is for what no replica foresees.
+    `hold_s`: how fast a replica forgets a peak. `backlog_ratio`: the share of the TTFT target that
+    computing what waits may take before the limit is lifted, `gate_ratio` before a packing router
+    goes on.
     A limit is too low for a replica that holds `crowded_ratio` times what it would at its most.
     `first_margin`: the margin of a fresh replica. `explain`: put the model's prediction into the
     decisions. `min_saving_ratio` of `ControlSettings` holds for moves that only save.
@@ -31,8 +33,9 @@ class JointOptions:
     packed: bool = True
     max_num_batched_tokens: int = 2048
     unknown_growth: float = 1.3
-    again_ratio: float = 1.1
+    again_ratio: float = 1.0
     allowed_share: float = 0.8
+    edge_share: float = 0.5
     hold_s: float = 20.0
     backlog_ratio: float = 0.5
     gate_ratio: float = 0.25
@@ -58,6 +61,7 @@ _RANGES = {
     "unknown_growth": (1.0, 100.0),
     "again_ratio": (0.0, 2.0),
     "allowed_share": (0.01, 1.0),
+    "edge_share": (0.01, 1.0),
     "hold_s": (0.1, 3600.0),
     "backlog_ratio": (0.01, 10.0),
     "gate_ratio": (0.01, 10.0),

@@ -41,7 +41,7 @@ def learned(
             late=one.num_late or 0.0,
             slow=one.num_slow or 0.0,
         )
-    allowed = (1.0 - settings.slo.percentile) * options.allowed_share
+    allowed = (1.0 - settings.slo.percentile) * options.edge_share
     if one.num_judged is not None and one.num_late is not None and one.num_slow is not None:
         counters = (one.num_judged, one.num_late, one.num_slow)
         memory = with_margins(memory, counters, allowed)

@@ -19,7 +19,8 @@ from policies.model.service import Floats, ServiceTable, Workload, service_table
 
 POOLS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 MARGIN_STEP = 0.05  # margins are rounded to this, so that tables are used again
-OVERLOADED = 0.1  # missed
+SPARE = 0.3  # margins lower than minus this
+SLACK = 0.07  # times how steep misses are
 WEIGHTS_OF = np.array(WEIGHTS)
 
 
@@ -45,8 +46,16 @@ class Capability:
 
     @property
     def full_per_s(self) -> float:
-        """The load under which a tenth misses at full power: close to where queues only grow."""
-        return float(self.table.most_per_s(OVERLOADED)[-1])
+        """The load under which queues grow without end at full power."""
+        stable = np.flatnonzero(self.table.missed_ratio[-1] < 1.0)
+        return float(self.table.rates_per_s[stable[-1]]) if len(stable) else 0.0
+
+    @property
+    def slack_ratio(self) -> float:
+        """By how much more than a top load a fleet must be able to serve: 1.1 where misses rise
+        slowly with the load, up to 1.8 where a few percent lie between none and all of them."""
+        steep = self.full_per_s / max(float(self.most_per_s[-1]), 1e-9) - 1.0
+        return 1.0 + min(SLACK / max(steep, 1e-9), 0.8)
 
     @property
     def top_per_s(self) -> float:
@@ -64,8 +73,10 @@ def capability(
     """The capability for the lengths in use and the margin, rounded; `pool` replicas share the
     arrivals."""
     bounds, slo = settings.bounds, settings.slo
-    # A margin below 0 says that less is late than modelled, not that more can be served.
+    # A margin below 0 says first that less is late than modelled; that more can be served it only
+    # says when it stays there, and by half.
     first, pace = _ratio(memory.margin), _ratio(memory.pace_margin)
+    spare = _ratio(min(max(memory.margin or 0.0, memory.pace_margin or 0.0) + SPARE, 0.0) / 2.0)
     workload = Workload(
         prompt_bins=memory.prompt_bins,
         output_bins=memory.output_bins,
@@ -73,8 +84,8 @@ def capability(
         tpot_s=slo.tpot_s / min(pace, 1.0),
         budget_tokens=options.max_num_batched_tokens,
         max_num_seqs=bounds.max_num_seqs,
-        time_ratio=max(first, 1.0),
-        pace_ratio=max(pace, 1.0),
+        time_ratio=max(first, 1.0) * spare,
+        pace_ratio=max(pace, 1.0) * spare,
         pool=max(one for one in POOLS if one <= max(pool, 1)),
     )
     allowed = (1.0 - slo.percentile) * options.allowed_share

@@ -22,7 +22,8 @@ PEAKS = 2.0
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
     """`max_replicas` None: twice what the busiest minute needs, and four more. `initial_replicas`
-    None: what the mean load needs. `cold_start_watts` None: the idle draw."""
+    None: what the busiest minute needs, as a fleet of fixed size has. `cold_start_watts` None: the
+    idle draw."""
 
     truth: FittedModel
     belief: FittedModel
@@ -50,8 +51,8 @@ class Scenario:
     def sized(self, load: TraceLoad) -> Scenario:
         """The same with its fleet sizes settled for a trace. Raises ConfigError."""
         most, first = self.max_replicas, self.initial_replicas
+        peak = replicas_for(self.truth, load, load.peak_per_s, self.slo, self.engine)
         if most is None:
-            peak = replicas_for(self.truth, load, load.peak_per_s, self.slo, self.engine)
             most = max(round(PEAKS * peak) + SPARE_REPLICAS, self.min_replicas)
         if not 0 <= self.min_replicas <= most:
             raise ConfigError(
@@ -59,8 +60,7 @@ class Scenario:
                 "0 <= min <= max"
             )
         if first is None:
-            first = replicas_for(self.truth, load, load.mean_per_s, self.slo, self.engine)
-            first = min(max(first, self.min_replicas), most)
+            first = min(max(peak, self.min_replicas), most)
         if not 0 <= first <= most:
             raise ConfigError(f"--initial-replicas {first}: allowed: 0 to {most}")
         return replace(self, max_replicas=most, initial_replicas=first)

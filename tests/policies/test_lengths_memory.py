@@ -16,6 +16,7 @@ from policies.core.memory import (
     FIRST_PRESSURE,
     MARGIN_LOW,
     PRESSURE_HIGH,
+    PRESSURE_STEP,
     Memory,
     with_lengths,
     with_margins,
@@ -150,13 +151,13 @@ def test_the_pressure_follows_what_the_whole_fleet_misses():
     memory = with_pressure(Memory(), [("a", 0.0, 0.0), ("b", 0.0, 0.0)], 0.01)
     assert memory.pressure == FIRST_PRESSURE
     late = with_pressure(memory, [("a", 100.0, 11.0), ("b", 100.0, 1.0)], 0.01)
-    assert late.pressure == pytest.approx(FIRST_PRESSURE + 0.06 / 2 * 10.0)
-    early = with_pressure(memory, [("a", 1000.0, 0.0), ("b", 1000.0, 0.0)], 0.01)
-    assert early.pressure == pytest.approx(FIRST_PRESSURE - 0.06 / 2 * 20.0)
+    assert late.pressure == pytest.approx(FIRST_PRESSURE + PRESSURE_STEP / 2 * 10.0)
+    early = with_pressure(memory, [("a", 500.0, 0.0), ("b", 500.0, 0.0)], 0.01)
+    assert early.pressure == pytest.approx(FIRST_PRESSURE - PRESSURE_STEP / 2 * 10.0)
     left = with_pressure(late, [("a", 100.0, 11.0)], 0.01)  # who left takes nothing back
     assert left.pressure == late.pressure
     again = with_pressure(late, [("a", 10.0, 1.0), ("b", 100.0, 1.0)], 0.01)  # began anew
-    assert again.pressure == pytest.approx(late.pressure + 0.06 / 2 * 0.9)
+    assert again.pressure == pytest.approx(late.pressure + PRESSURE_STEP / 2 * 0.9)
     new = with_pressure(memory, [("c", 50.0, 50.0)], 0.01)
     assert new.pressure == memory.pressure  # when it missed is not known
     assert with_pressure(memory, [("a", 1e6, 1e6)], 0.01).pressure == PRESSURE_HIGH
