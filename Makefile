@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published rapl-wraps nvml-cycle metering-cost sim-speed fidelity results log-cost oracle-aiperf
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published published-simulated rapl-wraps nvml-cycle metering-cost sim-speed sim-scale fidelity results log-cost oracle-aiperf oracle-vidur
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ profile-cpu: $(STAMP) ## Measure SmolLM2 on this CPU anew (15 minutes; nothing e
 published: $(STAMP) ## Fit the GPU profiles to published tables, DATA=folder (see configs/published.yaml)
 	$(BIN)/jouleserve published $(DATA) --report docs/results/published-profiles/report.md
 
+published-simulated: $(STAMP) ## The published rows beside the simulator, DATA=folder: writes docs/results/published-simulated
+	$(BIN)/python -m serve_app.published.simulated $(DATA) --report docs/results/published-simulated/report.md
+
 rapl-wraps: $(STAMP) ## RAPL over three wraps, pyRAPL beside it: writes docs/results/rapl-wraps
 	$(BIN)/uv pip install --quiet --target ~/.cache/jouleserve/oracles/pyRAPL --no-deps pyRAPL==0.2.3.1
 	$(BIN)/python tests/meters/rapl_wraps.py --write docs/results/rapl-wraps
@@ -69,6 +72,9 @@ metering-cost: $(STAMP) ## What metering costs one engine, on and off in turn: w
 sim-speed: $(STAMP) ## How quick the simulator is on this core
 	$(BIN)/python -m serve_app.simulator.bench
 
+sim-scale: $(STAMP) ## A week of 16.8 million requests over 300 and 1,000 replicas (8 minutes): writes docs/results/sim-scale
+	$(BIN)/python -m serve_app.simulator.bench --week --out docs/results/sim-scale
+
 fidelity: $(STAMP) ## The simulator against the real engine (1 hour; nothing else may run): writes docs/results/fidelity-*
 	$(BIN)/python -m serve_app.fidelity --out docs/results/fidelity-smollm2-135m-cpu
 
@@ -80,6 +86,9 @@ log-cost: $(STAMP) ## What the request log costs at 2,000 rows/s: writes docs/re
 
 oracle-aiperf: $(STAMP) ## Our J per output token beside aiperf's, on one run: writes docs/results/aiperf-DATE
 	$(BIN)/python tests/oracles/aiperf_energy.py
+
+oracle-vidur: $(STAMP) ## The simulator beside Vidur (1 GB on first use): writes docs/results/sim-vidur
+	$(BIN)/python tests/oracles/vidur_speed.py --write docs/results/sim-vidur
 
 format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
