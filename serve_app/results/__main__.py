@@ -24,10 +24,9 @@ from policies.core.errors import ConfigError, EnergyServeError
 from serve_app.profiler.host import commit, host_facts, versions
 from serve_app.repository import REPOSITORY
 from serve_app.results.cells import CELLS_FILE, Cell, load_cells
-from serve_app.results.claims import OURS
-from serve_app.results.figures import REFERENCE, Results
+from serve_app.results.figures import Results
 from serve_app.results.pool import run_tasks
-from serve_app.results.report import LABELS, PICTURES, markdown, picture_of, summary
+from serve_app.results.report import LABELS, PICTURES, markdown, picture_of, shown_of, summary
 from serve_app.results.tasks import Row, Task, tasks_of
 from serve_app.sections import require_section, write_section
 from serve_app.simulator.picture import Curve, Series, draw_curves
@@ -133,23 +132,20 @@ def _wanted(tasks: list[Task], kinds: str | None) -> list[Task]:
 
 
 def _curves(results: Results, cell: Cell) -> list[Curve]:
-    response = results.responses[0] if results.responses else ""
     found = []
-    for role in (OURS, REFERENCE):
-        row = results.seeds(role, (cell.model, cell.load), response).get(0)
-        if row is not None and row.get("series"):
-            held = {
-                name: np.array([math.nan if one is None else one for one in values])
-                for name, values in row["series"].items()
-            }
-            found.append(
-                Curve(
-                    column=f"{cell.name}, simulated",
-                    label=LABELS[role].replace("*", ""),
-                    series=Series(**held),
-                    percentile=cell.file.slo.percentile,
-                )
+    for role, row in shown_of(results, cell).items():
+        held = {
+            name: np.array([math.nan if one is None else one for one in values])
+            for name, values in row["series"].items()
+        }
+        found.append(
+            Curve(
+                column=f"{cell.name}, simulated",
+                label=LABELS[role].replace("*", ""),
+                series=Series(**held),
+                percentile=cell.file.slo.percentile,
             )
+        )
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from serve_app.results.cells import PUBLISHED, Cell
 from serve_app.results.claims import OURS, PEERS, claims
 from serve_app.results.figures import REFERENCE, Figure, Results, geometric_mean
-from serve_app.results.tasks import LEVERS, VARIATIONS
+from serve_app.results.tasks import LEVERS, VARIATIONS, Row
 
 LABELS = {
     "ray_default": "Ray Serve, default settings",
@@ -50,7 +50,7 @@ def markdown(results: Results, cells: Sequence[Cell], command: str, left_out: in
             parts += ["", *_model(results, mine, response)]
         parts += ["", *_behaviour(results, mine)]
     parts += ["", *_levers(results, cells), "", *_variations(results, cells)]
-    parts += ["", *_pictures(cells), "", f"Written by `{command}` from results.jsonl.", ""]
+    parts += ["", *_pictures(results, cells), "", f"Written by `{command}` from results.jsonl.", ""]
     return "\n".join(parts)
 
 
@@ -171,13 +171,25 @@ def _studied(results: Results, cells: Sequence[Cell], roles: dict[str, str]) -> 
     for role, label in roles.items():
         found = [results.figure(role, (cell.model, cell.load), response) for cell in shown]
         if any(found):
-            body.append([label, *(f"{_joules(one)}, {_percent(one)}" for one in found)])
+            body.append([label, *map(_judged, found)])
     return _table(["", *(cell.name for cell in shown)], body)
 
 
-def _pictures(cells: Iterable[Cell]) -> list[str]:
+def _pictures(results: Results, cells: Iterable[Cell]) -> list[str]:
+    drawn = [one for one in cells if shown_of(results, one)]
     lines = ["## Over time, simulated", ""]
-    return [*lines, *(f"![{cell.name}]({picture_of(cell)})" for cell in cells)]
+    return [*lines, *(f"![{cell.name}]({picture_of(cell)})" for cell in drawn)]
+
+
+def shown_of(results: Results, cell: Cell) -> dict[str, Row]:
+    """Role → the row with its course over time, of those that a cell's picture shows. Empty: there
+    is no picture."""
+    response = results.responses[0] if results.responses else ""
+    found = {
+        role: results.seeds(role, (cell.model, cell.load), response).get(0)
+        for role in (OURS, REFERENCE)
+    }
+    return {role: row for role, row in found.items() if row is not None and row.get("series")}
 
 
 def picture_of(cell: Cell) -> str:
@@ -192,6 +204,10 @@ def _joules(found: Figure | None) -> str:
     ratio = "" if found.ratio is None else f" ({found.ratio:.2f})"
     marks = ("" if found.attains else " †") + (" ‡" if found.sampled else "")
     return f"{found.joules_per_request:.4g}{spread}{ratio}{marks}"
+
+
+def _judged(found: Figure | None) -> str:
+    return "not run" if found is None else f"{_joules(found)}, {_percent(found)}"
 
 
 def _acts(found: Figure | None) -> str:
@@ -213,6 +229,8 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    if not body:
+        return ["Not run."]
     rule = ["---", *("---:" for _ in head[1:])]
     return [f"| {' | '.join(row)} |" for row in (head, rule, *body)]

@@ -133,10 +133,20 @@ def test_the_page_says_simulated_and_marks_what_misses(cells):
     for heading in (line for line in page.splitlines() if line.startswith("## Each")):
         assert "simulated" in heading
     assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
+    assert "pictures/" not in page  # no row holds its course over time
     text = summary(Results(rows), cells[:1], "LINK")
     assert "| 8b/chat [99.50%] | 0.58 |" in text
     assert text.endswith("LINK")
     assert "simulated" in text
+
+
+def test_a_page_of_few_rows_has_no_empty_table_and_links_only_pictures_that_are_drawn(cells):
+    rows = [row("energy_slo", 60.0, series={"time_s": [0.0]}), row("ray", 100.0)]
+    page = markdown(Results(rows), [*cells, *load_cells(None, wanted="70b/chat")], "COMMAND", 3)
+    assert "(pictures/8b-chat.png)" in page
+    assert page.count("pictures/") == 1
+    assert page.count("Not run.") == 4  # 70b: its table and what was done; levers, beliefs
+    assert "not run, ?" not in page
 
 
 def test_the_cells_are_those_of_the_issue():
