@@ -27,6 +27,7 @@ LONG_S = 600.0  # time constant of the mean
 PRIOR_CASES = 60.0
 KNOWN_CASES = 180.0
 POOLED_CASES = 20.0
+SEEN_ONCE = 0.5  # of a case: what was seen once is forgotten with the rest
 STATES = (0.75, 1.33)  # of the ten-minute mean: calm below, a burst above
 GROWTH_STEP = 0.05  # of the logarithm of growth
 SHRUNK_BINS = 30  # from e^-1.5
@@ -107,6 +108,14 @@ def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outl
 def top_per_s(memory: Memory) -> float:
     """The highest mean load of 10 s so far, forgotten over four hours; 0 where none is known."""
     return memory.top_per_s
+
+
+def surge_ratio(memory: Memory) -> float:
+    """How many times its ten-minute mean a load of 10 s has come to, once seen at least; 1 where
+    nothing is known."""
+    counts = np.array([one or [0.0] * GROWTH_BINS for one in memory.grown[3:6]]).sum(axis=0)
+    tail = np.flatnonzero(np.cumsum(counts[::-1])[::-1] >= SEEN_ONCE)
+    return float(RATIOS[tail[-1]]) if len(tail) else 1.0
 
 
 def known_ratio(memory: Memory) -> float:

@@ -8,7 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from policies.core.forecast import Outlook, known_ratio, outlooks, top_per_s, with_level
+from policies.core.forecast import (
+    Outlook,
+    known_ratio,
+    outlooks,
+    surge_ratio,
+    top_per_s,
+    with_level,
+)
 from policies.core.lengths import mixed
 from policies.core.memory import Memory, with_lengths, with_need, with_pressure
 from policies.core.observe import CATCH_UP_S, View
@@ -161,8 +168,7 @@ def _again(known: Capability, memory: Memory, options: JointOptions) -> int:
     """Replicas that the highest load of the last hours does not overload. Where it rises far above
     its mean within seconds, a queue is there before limits are lifted, and needs slack to go."""
     top = options.again_ratio * math.exp(AGAIN * memory.pressure) * top_per_s(memory)
-    mean = memory.longs[-1] if memory.longs else top
-    burstiness = min(max(top / max(mean, 1e-9) - 1.0, 0.0) / BURSTS, 1.0)
+    burstiness = min(max(surge_ratio(memory) - 1.0, 0.0) / BURSTS, 1.0)
     slack_ratio = 1.0 + burstiness * (known.slack_ratio - 1.0)
     return math.ceil(top * slack_ratio / known.full_per_s) if known.full_per_s > 0.0 else 0
 

@@ -155,7 +155,7 @@ def test_the_fleet_follows_the_load_and_keeps_what_it_may_need_again():
         decision, state = fleet(float(second), wanted, 6.0, state)
         wanted = decision.chosen.num_replicas
     assert wanted == steady  # a start costs more than a minute of idling
-    for second in range(1560, 1560 + 8 * 3600, 10):
+    for second in range(1560, 1560 + 12 * 3600, 10):
         decision, state = fleet(float(second), wanted, 6.0, state)
         wanted = decision.chosen.num_replicas
     assert wanted == 1

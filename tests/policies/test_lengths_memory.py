@@ -9,7 +9,15 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from policies.core.forecast import LEVEL_S, POOLED_CASES, RATIOS, outlooks, top_per_s, with_level
+from policies.core.forecast import (
+    LEVEL_S,
+    POOLED_CASES,
+    RATIOS,
+    outlooks,
+    surge_ratio,
+    top_per_s,
+    with_level,
+)
 from policies.core.lengths import EDGES, WEIGHTS, bins_of, mean_of, mixed
 from policies.core.memory import (
     DEBT_HIGH,
@@ -145,6 +153,14 @@ def test_what_follows_a_burst_is_not_what_follows_a_calm():
     burst, *_ = outlooks(play(wave), 40.0, unknown=1.0)
     share = [float(one.cases[RATIOS > 1.5].sum() / one.cases.sum()) for one in (calm, burst)]
     assert share[0] > 3.0 * share[1]
+
+
+def test_a_surge_is_a_jump_beyond_the_mean_not_a_slow_rise():
+    assert surge_ratio(Memory()) == 1.0
+    slow = list(np.linspace(10.0, 40.0, 4 * 3600))
+    assert surge_ratio(play(slow)) < 1.3
+    bursts = surge_ratio(play(([10.0] * 280 + [40.0] * 20) * 12))
+    assert 2.5 < bursts < 4.3  # 40 of a mean of 10 to 12
 
 
 def test_the_pressure_follows_what_the_whole_fleet_misses():
