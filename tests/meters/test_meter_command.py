@@ -75,6 +75,7 @@ def started(code, *before):
     process = subprocess.Popen(
         [*before, *ARGS, "--json", "--", "bash", "-c", code],
         cwd=ROOT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -84,7 +85,7 @@ def started(code, *before):
 
 
 def finished(process):
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate("go on\n", timeout=30)
     return process.returncode, json.loads(stdout), stderr
 
 
@@ -109,7 +110,11 @@ def test_a_signal_that_was_ignored_stays_ignored_for_the_command():
     ignored = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     ignored += "os.execvp(sys.argv[1], sys.argv[1:])"
     process = started(
-        "echo started >&2; kill -HUP $$; echo survived >&2", sys.executable, "-c", ignored
+        # It waits: what comes with the first line is lost to `communicate`.
+        "echo started >&2; read; kill -HUP $$; echo survived >&2",
+        sys.executable,
+        "-c",
+        ignored,
     )
     code, _, stderr = finished(process)
     assert (code, stderr) == (0, "survived\n")
