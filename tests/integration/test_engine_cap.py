@@ -136,7 +136,7 @@ async def test_first_tokens_are_judged_by_the_times_that_vllm_tells(engine):
         demand.on_step(event)
     assert len(seen) == len(told) == MAX_NUM_SEQS + 16
     assert sorted(seen) == pytest.approx(sorted(told), abs=0.1)
-    assert max(told) > 0.3
+    assert max(told) > 1.5 * min(told)
     assert demand.judged == len(told)
     assert 0 < demand.late < len(told)
     assert (demand.num_open, demand.waiting_prompt_tokens) == (0, 0)
