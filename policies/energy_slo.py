@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from policies.core.control import conclude, hold, tick
 from policies.core.errors import ModelError
+from policies.core.forecast import known_ratio
 from policies.core.guard import clamp, project
 from policies.core.lengths import mean_of
 from policies.core.memory import Memory
@@ -35,6 +36,7 @@ from policies.joint.replica import Wish, learned, wish_of_replica
 from policies.model.fitted import FittedModel
 
 NAME = "energy_slo"
+WAITED_RATIO = 1.0 / 3.0  # of half an hour (`known_ratio`)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,9 +155,11 @@ class EnergySlo:
         return True
 
     def _too_early(self, view: View, state: ControlState) -> bool:
-        """Whether lengths are on their way: too few requests to say how many replicas they need."""
+        """Whether lengths are on their way: too few requests to say how many replicas they need.
+        For ten minutes; who then still has too few has too little load to be held for."""
         coming = any(one.prompt_bins is not None for one in view.fresh)
-        return coming and not state.memory.prompt_bins
+        memory = state.memory
+        return coming and not memory.prompt_bins and known_ratio(memory) < WAITED_RATIO
 
     def _wish(
         self,

@@ -25,7 +25,6 @@ KNOWN_LEVELS = 30  # of it, before it says anything
 FORGET_TOP_S = 14_400.0
 LONG_S = 600.0  # time constant of the mean
 PRIOR_CASES = 60.0
-KNOWN_CASES = 180.0
 POOLED_CASES = 20.0
 SEEN_ONCE = 0.5  # of a case: what was seen once is forgotten with the rest
 STATES = (0.75, 1.33)  # of the ten-minute mean: calm below, a burst above
@@ -44,8 +43,8 @@ def with_level(
     `horizon_s` before. What differs from the longer window by no more than the noise of a Poisson
     count in 10 s is taken for noise, and as much is taken off what differs more."""
     total, count = memory.level_sum + rate_per_s, memory.level_count + 1
-    begun_s = memory.level_s if memory.level_count else now_s
-    if now_s - begun_s < LEVEL_S:
+    begun_s = memory.level_s if memory.level_count or memory.levels else now_s
+    if 0.0 <= now_s - begun_s < LEVEL_S:
         return replace(memory, level_s=begun_s, level_sum=total, level_count=count)
     apart = total / count - steady_per_s
     noise = math.sqrt(max(steady_per_s, 0.0) / LEVEL_S)
@@ -69,7 +68,9 @@ def with_level(
         level_s=now_s,
         level_sum=0.0,
         level_count=0,
-        top_per_s=max(level, memory.top_per_s * math.exp(-LEVEL_S / FORGET_TOP_S)),
+        top_per_s=max(
+            level, memory.top_per_s * math.exp(-max(now_s - begun_s, 0.0) / FORGET_TOP_S)
+        ),
         levels=levels,
         longs=longs,
         grown=grown,
@@ -105,11 +106,6 @@ def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outl
     return tuple(found)
 
 
-def top_per_s(memory: Memory) -> float:
-    """The highest mean load of 10 s so far, forgotten over four hours; 0 where none is known."""
-    return memory.top_per_s
-
-
 def surge_ratio(memory: Memory) -> float:
     """How many times its ten-minute mean a load of 10 s has come to, once seen at least; 1 where
     nothing is known."""
@@ -119,8 +115,8 @@ def surge_ratio(memory: Memory) -> float:
 
 
 def known_ratio(memory: Memory) -> float:
-    """How far the growth of the load is known, 0..1: after half an hour bursts have been seen."""
-    return min(sum(map(sum, memory.grown[:3])) / KNOWN_CASES, 1.0)
+    """How far the habits of the load are known, 0..1: after half an hour, silent or not."""
+    return min(len(memory.levels) / TOP_LEVELS, 1.0)
 
 
 def _state(rate_per_s: float, mean_per_s: float) -> int:

@@ -28,11 +28,11 @@ class Memory:
     `prompt_bins`, `output_bins`: what tables are made of. `judged`, `late`, `slow`: the counters as
     last seen. `levels`: the last mean loads of 10 s, requests/s, newest last; `longs`: beside the
     newest of them the smoothed load; `grown`: how often the log of growth fell in each bin, from
-    three bases in three states (`policies.core.forecast`); `top_per_s`: the highest level, slowly
-    forgotten; `needs`: (time, replicas), the most that were wanted lately: descending.
-    `first_replicas`: when the fleet was first seen. `counted`: (replica, requests judged, of them
-    missed) as last seen; `pressure`: the log of the factor by which fewer misses are planned for
-    than may be.
+    three bases in three states (`policies.core.forecast`); `top_per_s`: the highest level,
+    forgotten over four hours; `needs`: (time, replicas), the most that were wanted lately:
+    descending. `first_replicas`: when the fleet was first seen. `counted`: (replica, requests
+    judged, of them missed) as last seen; `pressure`: the log of the factor by which fewer misses
+    are planned for than may be.
     """
 
     time_s: float | None = None

@@ -8,14 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from policies.core.forecast import (
-    Outlook,
-    known_ratio,
-    outlooks,
-    surge_ratio,
-    top_per_s,
-    with_level,
-)
+from policies.core.forecast import Outlook, known_ratio, outlooks, surge_ratio, with_level
 from policies.core.lengths import mixed
 from policies.core.memory import Memory, with_lengths, with_need, with_pressure
 from policies.core.observe import CATCH_UP_S, View
@@ -26,7 +19,7 @@ from policies.core.types import (
     ReplicaObservation,
 )
 from policies.joint.options import JointOptions
-from policies.joint.replica import Wish
+from policies.joint.replica import Wish, load_now
 from policies.joint.tables import Capability, capability
 from policies.model.fitted import FittedModel
 
@@ -48,9 +41,15 @@ def fleet_learned(
     fresh = view.fresh
     prompts, outputs = _lengths(fresh)
     memory = with_lengths(memory, view.now_s, prompts, outputs)
-    steady = sum(one.arrival_rate_per_s for one in fresh) + _queued_per_s(observation)
-    recent = sum(_recent(one) for one in fresh) + _queued_per_s(observation)
-    memory = with_level(memory, view.now_s, recent, steady, options.cold_start_s)
+    steady_per_s, recent_per_s = _arrivals(fresh)
+    queued_per_s = _queued_per_s(observation)
+    memory = with_level(
+        memory,
+        view.now_s,
+        recent_per_s + queued_per_s,
+        steady_per_s + queued_per_s,
+        options.cold_start_s,
+    )
     counted = [
         (one.replica, one.num_judged, (one.num_late or 0.0) + (one.num_slow or 0.0))
         for one in fresh
@@ -95,14 +94,18 @@ def _calmest(margins: Iterable[float | None], options: JointOptions) -> float:
 def demand_now(observation: Observation, fresh: tuple[ReplicaObservation, ...]) -> float:
     """Requests/s: what arrives in the mean of the window, or surely more in the last seconds, and
     what nobody has taken yet over the time it may wait."""
-    steady = sum(one.arrival_rate_per_s for one in fresh)
-    recent = sum(one.recent_rate_per_s or 0.0 for one in fresh)
-    return max(steady, recent - 2.0 * math.sqrt(recent / 5.0)) + _queued_per_s(observation)
+    steady_per_s, recent_per_s = _arrivals(fresh)
+    return load_now(steady_per_s, recent_per_s) + _queued_per_s(observation)
 
 
-def _recent(one: ReplicaObservation) -> float:
-    known = one.recent_rate_per_s
-    return one.arrival_rate_per_s if known is None else known
+def _arrivals(fresh: tuple[ReplicaObservation, ...]) -> tuple[float, float]:
+    """Requests/s over the window of the reports, and over the last seconds where that is told."""
+    steady = [one.arrival_rate_per_s for one in fresh]
+    recent = [
+        rate if one.recent_rate_per_s is None else one.recent_rate_per_s
+        for rate, one in zip(steady, fresh, strict=True)
+    ]
+    return sum(steady), sum(recent)
 
 
 def _queued_per_s(observation: Observation) -> float:
@@ -167,7 +170,7 @@ def wish_of_fleet(  # noqa: PLR0913
 def _again(known: Capability, memory: Memory, options: JointOptions) -> int:
     """Replicas that the highest load of the last hours does not overload. Where it rises far above
     its mean within seconds, a queue is there before limits are lifted, and needs slack to go."""
-    top = options.again_ratio * math.exp(AGAIN * memory.pressure) * top_per_s(memory)
+    top = options.again_ratio * math.exp(AGAIN * memory.pressure) * memory.top_per_s
     burstiness = min(max(surge_ratio(memory) - 1.0, 0.0) / BURSTS, 1.0)
     slack_ratio = 1.0 + burstiness * (known.slack_ratio - 1.0)
     return math.ceil(top * slack_ratio / known.full_per_s) if known.full_per_s > 0.0 else 0

@@ -10,7 +10,7 @@ from policies.core.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JointOptions:
-    """One place for every constant of the joint policy.
+    """What a deployment may set of the joint policy; what nobody should, stands where it is used.
 
     `cold_start_s`, `start_watts` (per replica; None: its idle draw x 2): what a new replica takes;
     `restart_ratio` x what a start costs is what an idle replica may cost before it is let go.

@@ -14,6 +14,7 @@ from policies.joint.options import JointOptions
 from policies.joint.tables import Capability, capability
 from policies.model.fitted import FittedModel
 
+RECENT_S = 5.0  # of `recent_rate_per_s`
 CROWDED_MORE = 3  # requests: small numbers fluctuate
 
 
@@ -52,10 +53,15 @@ def learned(
 
 
 def present_per_s(one: ReplicaObservation) -> float:
-    """The load of now: that of the window, or the last seconds' where that is surely higher (by
-    two standard deviations of a Poisson count of 5 s)."""
-    recent = one.recent_rate_per_s or 0.0
-    return max(one.arrival_rate_per_s, recent - 2.0 * math.sqrt(recent / 5.0), 0.0)
+    """The load of now."""
+    return load_now(one.arrival_rate_per_s, one.recent_rate_per_s or 0.0)
+
+
+def load_now(steady_per_s: float, recent_per_s: float) -> float:
+    """Requests/s: the mean of the window, or that of the last seconds where it is surely higher (by
+    two standard deviations of a Poisson count)."""
+    surely_per_s = recent_per_s - 2.0 * math.sqrt(recent_per_s / RECENT_S)
+    return max(steady_per_s, surely_per_s, 0.0)
 
 
 def wish_of_replica(  # noqa: PLR0913, PLR0917

@@ -161,6 +161,30 @@ def test_the_fleet_follows_the_load_and_keeps_what_it_may_need_again():
     assert wanted == 1
 
 
+def test_a_fleet_waits_for_lengths_but_not_for_ever():
+    """Ten requests say little; a fleet that has no more of them in ten minutes is let go."""
+    few, state, sizes, wanted = {"num_judged": 10.0}, None, {}, 4
+    for second in range(0, 3600, 5):
+        rate = 0.1 if second < 300 else 0.0  # silence counts too
+        decision, state = fleet(float(second), wanted, rate, state, **few)
+        wanted = sizes[second] = decision.chosen.num_replicas
+    assert {size for second, size in sizes.items() if second < 580} == {4}
+    assert wanted == 1
+
+
+@pytest.mark.slow
+def test_a_silent_fleet_is_not_kept_for_what_is_unknown():
+    wanted, state = 6, None
+    for second in range(0, 600, 5):
+        decision, state = fleet(float(second), wanted, 60.0, state)
+        wanted = decision.chosen.num_replicas
+    assert wanted > 2
+    for second in range(600, 600 + 16 * 3600, 20):
+        decision, state = fleet(float(second), wanted, 0.0, state)
+        wanted = decision.chosen.num_replicas
+    assert wanted == 1
+
+
 def test_an_slo_that_no_prompt_can_meet_does_not_ask_for_every_replica():
     long = bins_of([8000.0])
     settings = replace(SETTINGS, slo=SLO(ttft_s=0.05, tpot_s=0.1))

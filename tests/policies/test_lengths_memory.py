@@ -15,7 +15,6 @@ from policies.core.forecast import (
     RATIOS,
     outlooks,
     surge_ratio,
-    top_per_s,
     with_level,
 )
 from policies.core.lengths import EDGES, WEIGHTS, bins_of, mean_of, mixed
@@ -117,7 +116,7 @@ def test_a_steady_load_is_expected_to_stay():
     memory = play([20.0] * 3600)
     for outlook in outlooks(memory, 20.0, unknown=1.0):
         assert quantile(outlook, 0.99) == pytest.approx(20.0, rel=0.06)
-    assert top_per_s(memory) == pytest.approx(20.0)
+    assert memory.top_per_s == pytest.approx(20.0)
 
 
 def test_bursts_that_come_again_are_expected_in_the_calm():
