@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 
 from policies.core.control import conclude, hold, tick
 from policies.core.errors import ModelError
-from policies.core.forecast import known_ratio
 from policies.core.guard import clamp, project
 from policies.core.lengths import mean_of
 from policies.core.memory import Memory
@@ -34,9 +33,10 @@ from policies.joint.fleet import fleet_learned, wish_of_fleet
 from policies.joint.options import JointOptions
 from policies.joint.replica import Wish, learned, wish_of_replica
 from policies.model.fitted import FittedModel
+from policies.model.online import Correction
 
 NAME = "energy_slo"
-WAITED_RATIO = 1.0 / 3.0  # of half an hour (`known_ratio`)
+WAITED_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +54,17 @@ class EnergySlo:
     def name(self) -> str:
         """The name in the catalog."""
         return NAME
+
+    @property
+    def believed(self) -> FittedModel | None:
+        """The model, where live steps may correct it."""
+        return self.model if isinstance(self.model, FittedModel) else None
+
+    def corrected(self, correction: Correction) -> EnergySlo:
+        """The same policy on the model as live steps correct it; on none at their bound."""
+        if self.believed is None:
+            return self
+        return replace(self, model=correction.apply(self.believed), note=correction.note)
 
     def decide(
         self,
@@ -159,7 +170,7 @@ class EnergySlo:
         For ten minutes; who then still has too few has too little load to be held for."""
         coming = any(one.prompt_bins is not None for one in view.fresh)
         memory = state.memory
-        return coming and not memory.prompt_bins and known_ratio(memory) < WAITED_RATIO
+        return coming and not memory.prompt_bins and memory.seen_s < WAITED_S
 
     def _wish(
         self,

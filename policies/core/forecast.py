@@ -23,6 +23,8 @@ BASE_LEVELS = 6  # a minute: the present
 TOP_LEVELS = 180  # half an hour
 KNOWN_LEVELS = 30  # of it, before it says anything
 FORGET_TOP_S = 14_400.0
+TOP_SHARE = 0.4  # of what a level is above the top: a single one may be an outlier
+KNOWN_S = 7200.0  # in which a load shows its habits
 LONG_S = 600.0  # time constant of the mean
 PRIOR_CASES = 60.0
 POOLED_CASES = 20.0
@@ -63,14 +65,14 @@ def with_level(
             _counted(counts, level, bases[place // 3]) if place % 3 == state else counts
             for place, counts in enumerate(grown)
         )
+    span_s = max(now_s - begun_s, 0.0)
     return replace(
         memory,
         level_s=now_s,
         level_sum=0.0,
         level_count=0,
-        top_per_s=max(
-            level, memory.top_per_s * math.exp(-max(now_s - begun_s, 0.0) / FORGET_TOP_S)
-        ),
+        top_per_s=_top(memory, level, span_s),
+        seen_s=memory.seen_s + span_s,
         levels=levels,
         longs=longs,
         grown=grown,
@@ -115,8 +117,15 @@ def surge_ratio(memory: Memory) -> float:
 
 
 def known_ratio(memory: Memory) -> float:
-    """How far the habits of the load are known, 0..1: after half an hour, silent or not."""
-    return min(len(memory.levels) / TOP_LEVELS, 1.0)
+    """How far the habits of the load are known, 0..1: after two hours, silent or not."""
+    return min(memory.seen_s / KNOWN_S, 1.0)
+
+
+def _top(memory: Memory, level: float, span_s: float) -> float:
+    """The highest level of the last hours; a new one is believed as it lasts or comes again."""
+    top = memory.top_per_s * math.exp(-span_s / FORGET_TOP_S)
+    share = TOP_SHARE if len(memory.levels) >= KNOWN_LEVELS else 1.0
+    return top + share * max(level - top, 0.0)
 
 
 def _state(rate_per_s: float, mean_per_s: float) -> int:

@@ -14,7 +14,7 @@ LENGTHS_CHANGE_RATIO = 0.06  # of the mean; three times as much in a bin
 MARGIN_STEP = 0.015  # per missed request
 MARGIN_LOW, MARGIN_HIGH = -0.6, 0.6
 PRIOR_MISSES = 3.0  # of each kind
-PRESSURE_STEP = 0.1  # per missed request of a replica
+PRESSURE_STEP = 0.05  # per missed request of a replica
 # What is left over is spent with care: the load that overloads a fleet spends it all at once.
 PRESSURE_LOW, FIRST_PRESSURE, PRESSURE_HIGH = -0.5, 0.4, 1.5
 DEBT_HIGH = 1.5  # misses beyond what the margin can answer are remembered up to here
@@ -30,9 +30,9 @@ class Memory:
     newest of them the smoothed load; `grown`: how often the log of growth fell in each bin, from
     three bases in three states (`policies.core.forecast`); `top_per_s`: the highest level,
     forgotten over four hours; `needs`: (time, replicas), the most that were wanted lately:
-    descending. `first_replicas`: when the fleet was first seen. `counted`: (replica, requests
-    judged, of them missed) as last seen; `pressure`: the log of the factor by which fewer misses
-    are planned for than may be.
+    descending. `seen_s`: for how long the load has been watched. `first_replicas`: when the fleet
+    was first seen. `counted`: (replica, requests judged, of them missed) as last seen; `pressure`:
+    the log of the factor by which fewer misses are planned for than may be.
     """
 
     time_s: float | None = None
@@ -53,6 +53,7 @@ class Memory:
     longs: tuple[float, ...] = ()
     grown: tuple[tuple[float, ...], ...] = ((),) * 9
     needs: tuple[tuple[float, int], ...] = ()
+    seen_s: float = 0.0
     first_replicas: int = 0
     counted: tuple[tuple[str, float, float], ...] = ()
     pressure: float = FIRST_PRESSURE

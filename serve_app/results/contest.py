@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serve_app.results.lab import Bench, Lab
 from serve_app.results.tuning import (
@@ -87,8 +87,10 @@ def _given(spec: PolicySpec) -> dict[str, float | int | bool | str | None]:
 
 
 def tuned_static(lab: Lab, bench: Bench) -> Tuned:
-    """The fewest replicas that attain, at full power: bisection on the excerpts, then in full."""
+    """The fewest replicas that attain, at full power: bisection on the excerpts, then in full,
+    where more are tried one by one until they attain."""
     estimate = lab.peak_replicas(bench)
+    most = 2 * estimate + 4
     tried: dict[int, tuple[PolicySpec, Outcome]] = {}
 
     def look(count: int) -> Outcome:
@@ -98,15 +100,22 @@ def tuned_static(lab: Lab, bench: Bench) -> Tuned:
         return tried[count][1]
 
     low, high = 0, max(estimate, 1)
-    while look(high).attained < bench.target and high < 2 * estimate + 4:
+    while look(high).attained < bench.target and high < most:
         low, high = high, high + max(high // 4, 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if look(middle).attained < bench.target else (low, middle)
     for more in (1, 2):
-        if high + more <= 2 * estimate + 4:
+        if high + more <= most:
             look(high + more)
-    return verified(list(tried.values()), lambda spec: lab.outcome(bench, spec), bench.target)
+    found = verified(list(tried.values()), lambda spec: lab.outcome(bench, spec), bench.target)
+    while not found.attains and (count := _whole(found.spec, "num_replicas") + 1) <= most:
+        spec = PolicySpec(name="static_peak", options={"num_replicas": count})
+        outcome = lab.outcome(bench, spec)
+        attains = outcome.attained >= bench.target
+        found = replace(found, spec=spec, outcome=outcome, attains=attains)
+        found = replace(found, tried=found.tried + 1, verified=found.verified + 1)
+    return found
 
 
 def tuned_ray(lab: Lab, bench: Bench, static: Tuned) -> Tuned:

@@ -116,7 +116,15 @@ def test_a_steady_load_is_expected_to_stay():
     memory = play([20.0] * 3600)
     for outlook in outlooks(memory, 20.0, unknown=1.0):
         assert quantile(outlook, 0.99) == pytest.approx(20.0, rel=0.06)
-    assert memory.top_per_s == pytest.approx(20.0)
+    assert memory.top_per_s == pytest.approx(20.0, rel=0.01)
+
+
+def test_a_single_record_is_not_the_top_but_one_that_lasts_is():
+    calm = [20.0] * 1200
+    once = play([*calm, *[80.0] * 10, *[20.0] * 11])
+    lasting = play([*calm, *[80.0] * 60])
+    assert 30.0 < once.top_per_s < 50.0
+    assert 70.0 < lasting.top_per_s <= 80.0
 
 
 def test_bursts_that_come_again_are_expected_in_the_calm():
