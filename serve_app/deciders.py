@@ -11,6 +11,7 @@ from policies.catalog import POLICIES, make_policy
 from policies.core.control import Policy
 from policies.core.errors import ConfigError
 from policies.core.types import Observation
+from policies.energy_slo import EnergySlo
 from policies.joint.options import JointOptions
 from policies.model.fitted import FittedModel
 from policies.model.online import Correction
@@ -64,10 +65,8 @@ def policy_for(
             )
         return make_policy("ray_default", desired_num_replicas=ray_default)
     options = _options(settings, serving or Serving())
-    if model is None or correction is None:
-        return make_policy("energy_slo", model=model, options=options)
-    corrected = correction.apply(model)
-    return make_policy("energy_slo", model=corrected, note=correction.note, options=options)
+    policy = EnergySlo(model=model, options=options)
+    return policy if correction is None else policy.corrected(correction)
 
 
 def _options(settings: EnergySettings, serving: Serving) -> JointOptions:

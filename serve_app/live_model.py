@@ -16,6 +16,7 @@ from typing import Any
 from policies.model.drift import Assessment, assess
 from policies.model.fitted import FittedModel
 from policies.model.online import (
+    MIN_STEPS_S,
     Compared,
     Correction,
     CorrectionState,
@@ -31,7 +32,6 @@ from serve_app.settings import ModelCorrectionSettings
 
 log = logging.getLogger("ray.serve")
 
-MIN_STEPS_S = 0.5  # modelled seconds of steps in a window of time
 MIN_ENERGY_WINDOW_S = 5.0
 MIN_BUSY_RATIO = 0.5  # of an energy window: in an idle one the guess of the idle draw decides
 MEASURED = frozenset({Source.COUNTER, Source.INTEGRATED})  # an estimate cannot correct a model

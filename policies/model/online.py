@@ -27,6 +27,7 @@ from policies.model.fitted import FittedModel
 from policies.model.parsing import read_fields
 
 SCHEMA_VERSION = 1
+MIN_STEPS_S = 0.5  # modelled seconds of steps in a window of time
 GRID = 0.01  # of a ratio's logarithm: finer moves of the model would only churn decisions
 MEDIAN_TO_DEVIATION = 1.4826  # a normal's standard deviation over its median |error|
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -29,6 +29,7 @@ from policies.core.types import (
 )
 from policies.model.fitted import FittedModel
 from policies.sim import kernel
+from policies.sim.beliefs import beliefs_of
 from policies.sim.coefficients import coefficients
 from policies.sim.feed import BLOCK, Feed, Requests
 from policies.sim.fleet_state import (
@@ -71,8 +72,11 @@ class _Run:
         size = max(bounds.max_replicas, settings.initial_replicas, 1)
         watts = settings.cold_start_watts
         self._start_watts = truth.power.idle_watts if watts is None else watts
+        self._beliefs = beliefs_of(policy, truth, size)
+        believed = None if self._beliefs is None else self._beliefs.model
         self._fleet = new_fleet(
             coefficients(truth, self._limits),
+            believed=None if believed is None else coefficients(believed, self._limits),
             replicas=size,
             max_num_seqs=bounds.max_num_seqs,
             budget_tokens=settings.max_num_batched_tokens,
@@ -94,7 +98,7 @@ class _Run:
         self._told: list[float | None] = [None] * size  # limits asked for, settled or not
         self._ended: list[Ended] = []
         self._reporter = Reporter(self._fleet, self._limits, settings)
-        self._reports: deque[tuple[float, tuple[ReplicaObservation, ...]]] = deque()
+        self._reports: deque[tuple[float, tuple[ReplicaObservation, ...], Policy]] = deque()
         self._fleet_state = ControlState()
         self._states = [ControlState() for _ in range(size)]
         self.result = SimResult(policy=policy.name)
@@ -137,6 +141,8 @@ class _Run:
             self._starting.remove((when_s, replica))
             kernel.accept(fleet, replica, when_s)
             self._reporter.appeared(replica, when_s)
+            if self._beliefs is not None:
+                self._beliefs.appeared(replica)
         elif kind == _LIMIT and fleet.on[replica]:
             kernel.set_row(fleet, replica, row, when_s)
         elif kind == _FAILURE and fleet.on[replica]:
@@ -210,7 +216,7 @@ class _Run:
             for one in reports:
                 self._decide_replica(one)
         reports = tuple(self._with_margins(one) for one in reports)
-        self._reports.append((self._now_s, reports))
+        self._reports.append((self._now_s, reports, self._policy_of(reports)))
         while len(self._reports) > 1 and (
             self._reports[1][0] <= self._now_s - settings.report_delay_s
         ):
@@ -222,8 +228,16 @@ class _Run:
         memory = self._states[int(one.replica)].memory
         return replace(one, margin=memory.margin, pace_margin=memory.pace_margin)
 
+    def _policy_of(self, reports: Sequence[ReplicaObservation]) -> Policy:
+        """The policy, on the model as the steps of these replicas correct it."""
+        if self._beliefs is None:
+            return self._policy
+        return self._beliefs.policy(self._beliefs.correction(int(one.replica) for one in reports))
+
     def _decide_replica(self, one: ReplicaObservation) -> None:
         replica = int(one.replica)
+        if self._beliefs is not None:
+            self._beliefs.learn(self._fleet, replica, self._now_s)
         seen = Observation(
             now_s=self._now_s,
             replicas=(one,),
@@ -231,7 +245,7 @@ class _Run:
             requested_replicas=1,
             pool_replicas=int(self._fleet.accepting.sum()),
         )
-        decision, self._states[replica] = self._policy.decide(
+        decision, self._states[replica] = self._policy_of([one]).decide(
             seen, self._states[replica], self._settings.control, _REPLICA
         )
         self._apply(replica, decision.chosen)
@@ -260,7 +274,7 @@ class _Run:
             num_queued=float(fleet.numbers[HELD]),
             pool_replicas=int(fleet.accepting.sum()),
         )
-        decision, self._fleet_state = self._policy.decide(
+        decision, self._fleet_state = self._reports[0][2].decide(
             seen, self._fleet_state, self._settings.control, _FLEET
         )
         wanted = decision.chosen.num_replicas

@@ -71,7 +71,8 @@ class Fleet(NamedTuple):
     active_joules: Floats
     prefill_joules: Floats  # part of it: what prompts added to steps
     idle_joules: Floats
-    busy_s: Floats
+    busy_s: Floats  # in steps that have ended
+    believed_s: Floats  # what `Fleet.believed` gives those; 0 where it is empty
     output_tokens: Ints
     preemptions: Ints
     # Per replica and sequence: a min-heap by the step after which a sequence has ended.
@@ -98,6 +99,7 @@ class Fleet(NamedTuple):
     done_output_tokens: Ints
     done_replica: Ints
     coefficients: Floats
+    believed: Floats  # per row, the step time under it as somebody believes; or no rows
     numbers: Ints
     random: NDArray[np.uint64]  # (1,)
     jitter: Floats  # (1,): standard deviation of the log time of one step
@@ -127,10 +129,12 @@ def new_fleet(  # noqa: PLR0913  (a fleet's sizes and rules)
     seed: int = 0,
     targets_s: tuple[float, float] = (np.inf, np.inf),
     attainable_tokens: int = 1 << 40,
+    believed: Floats | None = None,
 ) -> Fleet:
     """An idle fleet of which no replica accepts. `coefficients`: (limits, NUM_COEFFICIENTS);
     `done`: room for ended requests, at least twice `max_num_seqs`. `targets_s`: TTFT and TPOT by
-    which requests with at most `attainable_tokens` of prompt are judged."""
+    which requests with at most `attainable_tokens` of prompt are judged. `believed`: (limits, 7) or
+    (limits, more), the step times that are summed beside the true ones."""
     numbers = np.zeros(NUM_NUMBERS, dtype=np.int64)
     numbers[BUDGET_TOKENS], numbers[KV_CAPACITY_TOKENS] = budget_tokens, kv_capacity_tokens
     numbers[ROUTER], numbers[ATTAINABLE_TOKENS] = router, attainable_tokens
@@ -159,14 +163,16 @@ def new_fleet(  # noqa: PLR0913  (a fleet's sizes and rules)
         judged=ints(r), late=ints(r), slow=ints(r),
         ring_prompt=ints(r, RING), ring_output=ints(r, RING),
         active_joules=floats(r), prefill_joules=floats(r), idle_joules=floats(r),
-        busy_s=floats(r), output_tokens=ints(r), preemptions=ints(r),
+        busy_s=floats(r), believed_s=floats(r), output_tokens=ints(r), preemptions=ints(r),
         heap_step=ints(r, s), heap_slot=ints(r, s), finishing_slot=ints(r, s),
         arrival_s=floats(slots), prompt_tokens=ints(slots), total_tokens=ints(slots),
         made_tokens=ints(slots), start_step=ints(slots), first_s=floats(slots),
         order=ints(slots), following=following,
         done_arrival_s=floats(done), done_first_s=floats(done), done_end_s=floats(done),
         done_prompt_tokens=ints(done), done_output_tokens=ints(done), done_replica=ints(done),
-        coefficients=np.ascontiguousarray(coefficients, dtype=np.float64), numbers=numbers,
+        coefficients=np.ascontiguousarray(coefficients, dtype=np.float64),
+        believed=floats(0, 0) if believed is None else np.ascontiguousarray(believed),
+        numbers=numbers,
         random=np.array([(seed * 2 + 1) * 0x9E3779B97F4A7C15 % 2**64], dtype=np.uint64),
         jitter=np.array([jitter]), targets=np.array(targets_s, dtype=np.float64),
     )  # fmt: skip

@@ -112,6 +112,8 @@ def finish(f: Fleet, r: int) -> None:
     joules = stretch_joules(f, r)
     f.active_joules[r] += joules
     f.busy_s[r] += now_s - f.clock_s[r]
+    if len(f.believed) > 0:
+        f.believed_s[r] += _total(f.believed[f.row[r]], UNDER_LIMIT, length, *_composition(f, r))
     if f.chunk_tokens[r] > 0:
         c = f.coefficients[f.row[r]]
         whole = _total(c, ENERGY, 1, *_composition(f, r))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from policies.core.control import Policy
 from policies.core.types import (
@@ -16,6 +16,8 @@ from policies.core.types import (
     Observation,
     Reason,
 )
+from policies.model.fitted import FittedModel
+from policies.model.online import Correction
 from policies.sim.blocks import Block, pieces
 from serve_app.simulator.compiled import keep_compiled
 from serve_app.simulator.load import load_of
@@ -24,6 +26,7 @@ from serve_app.simulator.scenario import Scenario
 from serve_app.simulator.specs import PolicySpec
 
 if TYPE_CHECKING:
+    from policies.sim.beliefs import Correctable
     from policies.sim.outcome import SimResult
 
 ROW_KEYS = (
@@ -49,16 +52,29 @@ class Run:
 
 
 @dataclass(kw_only=True, slots=True)
+class _Errors:
+    count: int = 0
+    first: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Watched:
     """A policy never raises: it holds where it fails. In a comparison that must not go unseen."""
 
     policy: Policy
-    errors: int = 0
-    first_error: str = ""
+    errors: _Errors = field(default_factory=_Errors)
 
     @property
     def name(self) -> str:
         return self.policy.name
+
+    @property
+    def believed(self) -> FittedModel | None:
+        return getattr(self.policy, "believed", None)
+
+    def corrected(self, correction: Correction) -> _Watched:
+        """On the corrected model; asked only where one is believed."""
+        return replace(self, policy=cast("Correctable", self.policy).corrected(correction))
 
     def decide(
         self,
@@ -69,8 +85,8 @@ class _Watched:
     ) -> tuple[Decision, ControlState]:
         decision, state = self.policy.decide(observation, state, settings, free)
         if decision.reason is Reason.ERROR:
-            self.errors += 1
-            self.first_error = self.first_error or "; ".join(decision.notes)
+            self.errors.count += 1
+            self.errors.first = self.errors.first or "; ".join(decision.notes)
         return decision, state
 
 
@@ -92,8 +108,8 @@ def simulate_trace(trace: tuple[str, Block], spec: PolicySpec, scenario: Scenari
         scenario=context.scenario,
         result=result,
         wall_s=wall_s,
-        errors=policy.errors,
-        first_error=policy.first_error,
+        errors=policy.errors.count,
+        first_error=policy.errors.first,
     )
 
 

@@ -5,14 +5,12 @@ import time
 from dataclasses import replace
 
 import pytest
+from small_model import MODEL
 
 from policies.core.attribution import StepShare
 from policies.core.lengths import bins_of
 from policies.core.types import Decision, OperatingPoint, Reason
 from policies.core.window import Window
-from policies.model.fitted import FittedModel, Residuals, ValidRange
-from policies.model.latency import LatencyModel
-from policies.model.power import PowerModel
 from serve_app.accounting import EnergyAccountant
 from serve_app.actuators.batch_cap import BatchCap
 from serve_app.control_loop import ControlLoop, Replica
@@ -26,28 +24,6 @@ from serve_app.observers.recorder import Recorder, verdict
 from serve_app.replica_hints import RouterHints
 from serve_app.settings import LiveSettings, parse_energy, parse_live
 
-MODEL = FittedModel(
-    name="small",
-    model="m",
-    device="cpu",
-    latency=LatencyModel(
-        t0_s=0.02, a_s_per_seq=0.001, b_s_per_kv_token=0.0, c_s_per_prefill_token=0.0005
-    ),
-    power=PowerModel(
-        idle_watts=1.0,
-        e0_joules_per_step=0.1,
-        e1_joules_per_seq=0.005,
-        e2_joules_per_kv_token=0.0,
-        e3_joules_per_prefill_token=0.002,
-    ),
-    valid=ValidRange(max_num_seqs=64, max_context_tokens=4096, max_prompt_tokens=2048),
-    residuals=Residuals(
-        step_time_median_ratio=0.05,
-        step_time_p95_ratio=0.1,
-        energy_median_ratio=0.05,
-        samples=100,
-    ),
-)
 LABELS = {"application": "llm", "deployment": "d", "replica": "r", "model": "m"}
 
 
