@@ -16,8 +16,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from policies.core.control import decision_to_dict, state_from_dict, state_to_dict
@@ -33,7 +33,8 @@ from policies.core.types import (
 from policies.model.fitted import FittedModel
 from policies.model.online import Correction, fleet_correction
 from serve_app.deciders import Serving, policy_for
-from serve_app.replica_report import MODES, REPORT, correction_in, known, observation_of
+from serve_app.fleet_reports import NOTHING, Reports, latest_reports
+from serve_app.replica_report import MODES
 from serve_app.settings import parse_energy
 
 log = logging.getLogger("ray.serve")
@@ -41,7 +42,6 @@ log = logging.getLogger("ray.serve")
 _EVALUATE_EVERY_S = 1.0  # as often as replicas report
 _FREE = frozenset({Knob.NUM_REPLICAS})  # each replica owns its other knobs (DESIGN §1.3)
 _STATE_KEY, _TIMES_KEY = "jouleserve", "jouleserve_decision_s"
-Reports = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(slots=True)
@@ -80,7 +80,6 @@ class EnergyPolicy:
         self._packed = packed
         self._in_force: ControlSettings | None = None  # as replicas last reported it
         self._times = DecisionTimes()
-        self._context: Any = None
         self._evaluated_s: float | None = None
         self._wanted = 0
         self._last_logged: tuple[Any, ...] = ()
@@ -97,7 +96,7 @@ class EnergyPolicy:
             self._wanted = held
             began_s = time.perf_counter()
             asleep = context.current_num_replicas == context.target_num_replicas == 0
-            reports = {} if asleep else latest_reports(context)
+            reports = NOTHING if asleep else latest_reports(context)
             if not asleep and (context.current_num_replicas == 0 or not reports):
                 return held, state  # starting, or just redeployed: nothing is known yet
             decision, control = self._decide(context, reports, state, now_s)
@@ -118,29 +117,26 @@ class EnergyPolicy:
         state: dict[str, Any],
         now_s: float,
     ) -> tuple[Decision, ControlState]:
-        self._context = context
         observation = observe(context, reports, now_s)
         settings = self._settings(context, reports)
         control = state_from_dict(state[_STATE_KEY]) if _STATE_KEY in state else ControlState()
         correction = self._correction(observation, reports)
-        tokens = min(
-            (known(one, "max_num_batched_tokens") or math.inf for one in reports.values()),
-            default=math.inf,
-        )
+        budgets = reports.known("max_num_batched_tokens")
+        tokens = min((one for one in budgets if one), default=math.inf)
         serving = Serving(
             packed=self._packed, max_num_batched_tokens=int(tokens) if tokens < math.inf else None
         )
-        policy = policy_for(self._energy, self._model, self._ray_default, correction, serving)
+        policy = policy_for(
+            self._energy, self._model, partial(_ray_default, context), correction, serving
+        )
         return policy.decide(observation, control, settings, _FREE)
 
     def _correction(self, observation: Observation, reports: Reports) -> Correction:
         """What the steps of the replicas with a fresh report say about the model."""
+        stale_after_s = self._energy.policy.stale_after_s
+        each = zip(reports.corrections(), reports.times_s, strict=True)
         return fleet_correction(
-            (
-                correction_in(reports[one.replica])
-                for one in observation.replicas
-                if abs(observation.now_s - one.time_s) <= self._energy.policy.stale_after_s
-            ),
+            (one for one, time_s in each if abs(observation.now_s - time_s) <= stale_after_s),
             self._energy.model_correction.to_correction_settings(),
         )
 
@@ -157,30 +153,23 @@ class EnergyPolicy:
                 before.bounds, min_replicas=bounds.min_replicas, max_replicas=bounds.max_replicas
             )
             return replace(before, bounds=kept)
-        live = reports.values()
+        live = reports.columns
         bounds = replace(
             bounds,
-            min_active_seqs=int(min(r["min_active_seqs"] for r in live)),
-            max_num_seqs=int(min(r["max_num_seqs"] for r in live)),
+            min_active_seqs=int(min(live["min_active_seqs"])),
+            max_num_seqs=int(min(live["max_num_seqs"])),
         )
         slo = SLO(
-            ttft_s=min(r["slo_ttft_s"] for r in live),
-            tpot_s=min(r["slo_tpot_s"] for r in live),
-            percentile=max(r["slo_percentile"] for r in live),
+            ttft_s=min(live["slo_ttft_s"]),
+            tpot_s=min(live["slo_tpot_s"]),
+            percentile=max(live["slo_percentile"]),
         )
         self._in_force = replace(
             self._energy.to_control_settings(bounds),
             slo=slo,
-            mode=MODES[int(min(r["mode"] for r in live))],
+            mode=MODES[int(min(live["mode"]))],
         )
         return self._in_force
-
-    def _ray_default(self, observation: Observation) -> int:
-        """Ray's own rule, through Ray's own function."""
-        from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
-
-        desired, _ = replica_queue_length_autoscaling_policy(self._context)
-        return int(max(min(observation.observed_replicas, 1), math.ceil(desired)))
 
     def _log(self, decision: Decision, context: Any) -> None:
         """One line per change of mind, not per tick."""
@@ -196,42 +185,25 @@ class EnergyPolicy:
             log.info("jouleserve_fleet_decision %s", json.dumps(line))
 
 
-def latest_reports(context: Any) -> dict[str, dict[str, float]]:
-    """Replica id → its latest report, each with `time_s` (the replica's wall clock, of the oldest
-    value in it). Replicas whose report lacks a key are left out."""
-    raw = context.raw_metrics or {}
-    reports: dict[Any, dict[str, float]] = {}
-    for name in REPORT:
-        for replica, series in (raw.get(name) or {}).items():
-            if series:
-                newest = series[-1]
-                key = getattr(replica, "unique_id", replica)
-                entry = reports.get(key)
-                if entry is None:
-                    entry = reports[key] = {"time_s": math.inf}
-                entry[name] = float(newest.value)
-                if newest.timestamp < entry["time_s"]:
-                    entry["time_s"] = float(newest.timestamp)
-    return {str(key): entry for key, entry in reports.items() if len(entry) == len(REPORT) + 1}
+def _ray_default(context: Any, observation: Observation) -> int:
+    """Ray's own rule, through Ray's own function."""
+    from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+
+    desired, _ = replica_queue_length_autoscaling_policy(context)
+    return int(max(min(observation.observed_replicas, 1), math.ceil(desired)))
 
 
 def observe(context: Any, reports: Reports, now_s: float) -> Observation:
-    """What the fleet tick sees. Replicas that Ray no longer counts as running are left out;
-    requests that still wait in Ray's handles count as waiting, spread over all engines."""
-    running = {str(getattr(r, "unique_id", r)) for r in context.running_replicas or ()}
-    counted = {n: v for n, v in sorted(reports.items()) if not running or n in running}
+    """What the fleet tick sees. Requests that still wait in Ray's handles count as waiting, spread
+    over all engines."""
     queued = max(0.0, float(context.total_queued_requests or 0.0))
-    each = queued / max(1, len(counted))
+    each = queued / max(1, len(reports))
+    replicas = reports.observations()
+    if each > 0.0:
+        replicas = [replace(one, num_waiting=one.num_waiting + each) for one in replicas]
     return Observation(
         now_s=now_s,
-        replicas=tuple(
-            observation_of(
-                name,
-                values["time_s"],
-                {**values, "num_waiting": values["num_waiting"] + each},
-            )
-            for name, values in counted.items()
-        ),
+        replicas=tuple(replicas),
         observed_replicas=context.current_num_replicas,
         requested_replicas=context.target_num_replicas,
         num_queued=queued,

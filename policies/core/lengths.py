@@ -42,9 +42,9 @@ def mean_of(bins: Sequence[float]) -> float:
 def mixed(parts: Iterable[tuple[float, Sequence[float]]]) -> tuple[float, ...] | None:
     """Bin by bin the weighted mean: what replicas that serve the same requests see together. None
     where no weight is above 0."""
-    total, sums = 0.0, np.zeros(len(WEIGHTS))
-    for weight, bins in parts:
-        if weight > 0.0 and len(bins) == len(WEIGHTS):
-            total += weight
-            sums += weight * np.asarray(bins, dtype=np.float64)
-    return tuple(float(one) for one in sums / total) if total > 0.0 else None
+    known = [(weight, bins) for weight, bins in parts if weight > 0.0 and len(bins) == len(WEIGHTS)]
+    if not known:
+        return None
+    weights = np.array([weight for weight, _ in known])
+    sums = weights @ np.array([bins for _, bins in known], dtype=np.float64)
+    return tuple((sums / weights.sum()).tolist())

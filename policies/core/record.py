@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -38,9 +38,14 @@ def decision_to_dict(decision: Decision) -> dict[str, Any]:
     return flat
 
 
+_NO_MEMORY = Memory()
+
+
 def state_to_dict(state: ControlState) -> dict[str, Any]:
     """JSON-able data that `state_from_dict` reads back exactly."""
-    data = asdict(state)
+    # A memory is flat: numbers, and tuples of numbers. `asdict` would copy each of them.
+    memory = {item.name: getattr(state.memory, item.name) for item in fields(Memory)}
+    data = {**asdict(replace(state, memory=_NO_MEMORY)), "memory": memory}
     if state.last_decision is not None:
         decision = data["last_decision"]
         decision["notes"] = list(decision["notes"])

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from policies.core.lengths import bins_of
 from policies.core.types import Bounds, ControlSettings, ReplicaObservation
 from policies.model.online import Correction
 from serve_app.ray_policy import EnergyPolicy, latest_reports, observe
-from serve_app.replica_report import REPORT, UNKNOWN_SIGNED, observation_of, report
+from serve_app.replica_report import REPORT, UNKNOWN_SIGNED, report
 
 DEPLOYMENT = DeploymentID(name="EnergyLLMServer:m", app_name="llm")
 
@@ -133,7 +134,7 @@ def test_reports_with_bins_let_the_joint_policy_decide():
     (note,) = last_decision(state)["notes"]
     found = re.match(r"load 9.00/s, margin 0.00, need (\d+)", note)
     assert wanted == int(found[1]) > 1
-    assert state["jouleserve"]["memory"]["prompt_bins"] == BINS["prompt_bins"]
+    assert state["jouleserve"]["memory"]["prompt_bins"] == pytest.approx(BINS["prompt_bins"])
     _, without = policy()(context([stats(rate=9.0)]))
     assert not last_decision(without)["notes"]
 
@@ -151,6 +152,10 @@ def test_what_is_learned_survives_as_json():
     assert state_from_dict(json.loads(json.dumps(state_to_dict(control)))) == control
 
 
+def sent_and_read(*reports):
+    return latest_reports(context(reports, age_s=0.0)).observations()
+
+
 def test_a_report_carries_every_field_and_what_is_not_known():
     given = ReplicaObservation(
         replica="r7", time_s=3.0, num_running=2.0, num_waiting=1.0, arrival_rate_per_s=0.5,
@@ -161,13 +166,15 @@ def test_a_report_carries_every_field_and_what_is_not_known():
         output_bins=tuple(map(float, range(1, 13))),
     )  # fmt: skip
     sent = report(given, ControlSettings(), max_num_batched_tokens=4096)
-    assert observation_of("r7", 3.0, sent) == given
+    (again,) = sent_and_read(sent)
+    assert again == replace(given, replica="r0", time_s=1000.0)
     assert sent["max_num_batched_tokens"] == 4096.0
     bare = ReplicaObservation(
         replica="r", time_s=0.0, num_running=0.0, num_waiting=0.0, arrival_rate_per_s=0.0
     )
     unknown = report(bare, ControlSettings())
-    assert observation_of("r", 0.0, unknown) == bare
+    (again,) = sent_and_read(unknown)
+    assert again == replace(bare, replica="r0", time_s=1000.0)
     assert unknown["margin"] == unknown["pace_margin"] == UNKNOWN_SIGNED
     assert unknown.keys() == sent.keys() == set(REPORT)
 
@@ -240,12 +247,12 @@ def test_the_budget_and_the_router_of_the_service_reach_the_policy(monkeypatch):
     assert seen[1].options.max_num_batched_tokens == 2048
 
 
-def test_the_time_of_a_report_is_that_of_its_oldest_value():
+@pytest.mark.parametrize("name", [REPORT[0], REPORT[-1]])
+def test_the_time_of_a_report_is_the_older_of_its_first_and_last_value(name):
     seen = context([stats()])
-    (one, *_) = seen.raw_metrics["ttft_s"]
-    seen.raw_metrics["ttft_s"][one] = [TimeStampedValue(980.0, 0.1)]
-    (report_,) = latest_reports(seen).values()
-    assert report_["time_s"] == 980.0
+    (one, *_) = seen.raw_metrics[name]
+    seen.raw_metrics[name][one] = [TimeStampedValue(980.0, 0.1)]
+    assert latest_reports(seen).times_s == (980.0,)
 
 
 def test_advisory_and_off_hold():
@@ -279,6 +286,7 @@ def test_a_stale_report_has_no_say_in_the_correction():
         (late, *_) = seen.raw_metrics[name]
         seen.raw_metrics[name][late] = [TimeStampedValue(900.0, value)]
     seen.raw_metrics["at_bound"][late] = [TimeStampedValue(900.0, 1.0)]
+    seen.raw_metrics[REPORT[0]][late] = [TimeStampedValue(900.0, 1.0)]
     _, state = policy()(seen)
     assert not any("live steps" in note for note in state["jouleserve"]["last_decision"]["notes"])
 
@@ -317,8 +325,21 @@ def test_it_evaluates_twice_a_second_at_most():
 def test_incomplete_reports_are_left_out():
     values = stats()
     del values["slo_ttft_s"]
-    assert latest_reports(context([values, stats()])).keys() == {"r1"}
+    assert latest_reports(context([values, stats()])).names == ("r1",)
+    assert latest_reports(context([])).names == ()
     assert set(stats()) == set(REPORT)
+
+
+def test_columns_in_any_order_are_put_together_by_replica():
+    seen = context([stats(rate=float(k)) for k in range(12)])
+    series = seen.raw_metrics["arrival_rate_per_s"]
+    for one in list(series)[3:7]:
+        series[one] = series.pop(one)  # to the end
+    found = latest_reports(seen)
+    assert list(found.names) == sorted(f"r{k}" for k in range(12))
+    assert [f"r{rate:.0f}" for rate in found.columns["arrival_rate_per_s"]] == list(found.names)
+    seen.running_replicas.pop()  # r11
+    assert len(latest_reports(seen)) == 11
 
 
 def test_every_report_is_a_plain_finite_number():
