@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from serve_app.results.lab import Bench, Lab
 from serve_app.results.tuning import (
@@ -87,8 +87,8 @@ def _given(spec: PolicySpec) -> dict[str, float | int | bool | str | None]:
 
 
 def tuned_static(lab: Lab, bench: Bench) -> Tuned:
-    """The fewest replicas that attain, at full power: bisection on the excerpts, then in full,
-    where more are tried one by one until they attain."""
+    """The fewest replicas that attain, at full power: bisection on the excerpts, then one by one in
+    full."""
     estimate = lab.peak_replicas(bench)
     most = 2 * estimate + 4
     tried: dict[int, tuple[PolicySpec, Outcome]] = {}
@@ -105,27 +105,54 @@ def tuned_static(lab: Lab, bench: Bench) -> Tuned:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if look(middle).attained < bench.target else (low, middle)
-    for more in (1, 2):
-        if high + more <= most:
-            look(high + more)
-    found = verified(list(tried.values()), lambda spec: lab.outcome(bench, spec), bench.target)
-    while not found.attains and (count := _whole(found.spec, "num_replicas") + 1) <= most:
+    return _fewest(lab, bench, high, most, len(tried))
+
+
+def _fewest(lab: Lab, bench: Bench, count: int, most: int, tried: int) -> Tuned:
+    """The fewest replicas that attain in full, from a count that may be too few or too many; `most`
+    where none do."""
+    seen: dict[int, tuple[PolicySpec, Outcome]] = {}
+
+    def attains(count: int) -> bool:
         spec = PolicySpec(name="static_peak", options={"num_replicas": count})
-        outcome = lab.outcome(bench, spec)
-        attains = outcome.attained >= bench.target
-        found = replace(found, spec=spec, outcome=outcome, attains=attains)
-        found = replace(found, tried=found.tried + 1, verified=found.verified + 1)
-    return found
+        seen[count] = (spec, lab.outcome(bench, spec))
+        return seen[count][1].attained >= bench.target
+
+    while not attains(count) and count < most:
+        count += 1
+    while count > 1 and count - 1 not in seen and attains(count - 1):
+        count -= 1
+    spec, outcome = seen[count]
+    return Tuned(
+        spec=spec,
+        outcome=outcome,
+        attains=outcome.attained >= bench.target,
+        tried=tried,
+        verified=len(seen),
+    )
+
+
+def screened_target(lab: Lab, bench: Bench, static: Tuned) -> float:
+    """What attains on the excerpts: what the fewest replicas that attain in full do there, where
+    the excerpts are the harder part of the trace."""
+    if not bench.cell.excerpts:
+        return bench.target
+    return min(bench.target, lab.excerpts(bench, static.spec).attained)
 
 
 def tuned_ray(lab: Lab, bench: Bench, static: Tuned) -> Tuned:
     """Ray Serve's rule with the best of its own settings, either router, and any floor and
-    ceiling: a static fleet is among them."""
+    ceiling: a static fleet is among them. Begins with the highest target that attains, and its
+    neighbours, above each of several floors."""
     most = _whole(static.spec, "num_replicas")
-    floors = sorted({max(round(share * most), 1) for share in (0.25, 0.5, 0.75, 1.0)})
-    starts = [
-        PolicySpec(name="ray_default", options={TARGET_KEY: target, **DELAYS}) for target in TARGETS
-    ]
+    screened = screened_target(lab, bench, static)
+    floors = sorted({max(round(share * most), 1) for share in (0.0, 0.25, 0.5, 0.75, 1.0)})
+
+    def rank(spec: PolicySpec) -> tuple[float, float]:
+        return lab.excerpts(bench, spec).rank(screened)
+
+    by_floor = [_highest_targets(lab, bench, floor, screened) for floor in floors]
+    starts = [spec for specs in by_floor for spec in specs]
     fixed = PolicySpec(name="ray_default", options={TARGET_KEY: FLOOR_TARGET, **DELAYS})
     fixed = fixed.changed(min_replicas=most)
     starts.append(fixed)
@@ -141,7 +168,26 @@ def tuned_ray(lab: Lab, bench: Bench, static: Tuned) -> Tuned:
         scaled(TARGET_KEY, (0.9, 1.1), 2.0),
         moved("min_replicas", (-1, 1), 1),
     ]
-    return _tuned(lab, bench, starts, axes, [fixed])
+    # Excerpts hold less of the valleys than the whole: the best above each floor has its chance.
+    cheapest = [min(specs, key=rank) for specs in by_floor[:-1]]
+    return _tuned(lab, bench, starts, axes, screened, [fixed, *cheapest])
+
+
+def _highest_targets(lab: Lab, bench: Bench, floor: int, screened: float) -> list[PolicySpec]:
+    """Ray's rule above a floor with the highest target that attains, found by bisection, and with
+    the next one either way: the higher, the fewer replicas."""
+    specs = [
+        PolicySpec(name="ray_default", options={TARGET_KEY: target, **DELAYS}).changed(
+            min_replicas=floor
+        )
+        for target in TARGETS
+    ]
+    low, high = 0, len(specs)
+    while high - low > 1:
+        middle = (low + high) // 2
+        attains = lab.excerpts(bench, specs[middle]).attained >= screened
+        low, high = (middle, high) if attains else (low, middle)
+    return specs[max(low - 1, 0) : low + 2]
 
 
 def limited(ray: PolicySpec, watts: float) -> PolicySpec:
@@ -162,9 +208,10 @@ def tuned_limit(lab: Lab, bench: Bench, static: Tuned, ray: Tuned) -> Tuned:
     most = _whole(static.spec, "num_replicas")
     fixed = PolicySpec(name="ray_default", options={TARGET_KEY: FLOOR_TARGET, **DELAYS})
     fleets = [fixed.changed(min_replicas=count) for count in _larger(most)]
+    screened = screened_target(lab, bench, static)
     starts: list[PolicySpec] = []
     for rule in (ray.spec, *fleets):
-        starts += _lowest_limits(lab, bench, rule, limits)
+        starts += _lowest_limits(lab, bench, rule, limits, screened)
     axes = [
         scaled(f"inner.{TARGET_KEY}", (0.5, 0.7, 0.85, 1.2), 2.0),
         moved("min_replicas", (-1, 1), 1),
@@ -172,7 +219,7 @@ def tuned_limit(lab: Lab, bench: Bench, static: Tuned, ray: Tuned) -> Tuned:
         axis("inner.downscale_delay_s", (60.0, 120.0, 600.0)),
         axis("router", ("two",)),
     ]
-    return _tuned(lab, bench, starts, axes)
+    return _tuned(lab, bench, starts, axes, screened)
 
 
 def _larger(most: int) -> list[int]:
@@ -181,7 +228,7 @@ def _larger(most: int) -> list[int]:
 
 
 def _lowest_limits(
-    lab: Lab, bench: Bench, rule: PolicySpec, limits: Sequence[float]
+    lab: Lab, bench: Bench, rule: PolicySpec, limits: Sequence[float], screened: float
 ) -> list[PolicySpec]:
     """The rule under the lowest limit that attains, found by bisection, and under the next two: the
     lowest is not always the cheapest."""
@@ -189,7 +236,7 @@ def _lowest_limits(
     while high - low > 1:
         middle = (low + high) // 2
         outcome = lab.excerpts(bench, limited(rule, limits[middle]))
-        low, high = (middle, high) if outcome.attained < bench.target else (low, middle)
+        low, high = (middle, high) if outcome.attained < screened else (low, middle)
     return [limited(rule, watts) for watts in limits[high : high + 3]]
 
 
@@ -231,11 +278,12 @@ def judged(lab: Lab, bench: Bench, spec: PolicySpec) -> Outcome:
     return lab.excerpts(bench, spec) if bench.cell.sampled else lab.outcome(bench, spec)
 
 
-def _tuned(
+def _tuned(  # noqa: PLR0913, PLR0917
     lab: Lab,
     bench: Bench,
     starts: Sequence[PolicySpec],
     axes: Sequence[Axis],
+    screened: float,
     also: Sequence[PolicySpec] = (),
 ) -> Tuned:
     return tune(
@@ -245,6 +293,7 @@ def _tuned(
         lambda spec: lab.outcome(bench, spec),
         bench.target,
         also=also,
+        screened=screened,
     )
 
 

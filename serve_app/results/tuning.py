@@ -54,9 +54,12 @@ def tune(  # noqa: PLR0913  (a search is what it is made of)
     target: float,
     *,
     also: Sequence[PolicySpec] = (),
+    screened: float | None = None,
 ) -> Tuned:
     """The cheapest of all that are tried that attains `target` on the whole trace; where none does,
-    the one that attains most. `also` are verified in any case."""
+    the one that attains most. `also` are verified in any case; `screened` is what attains on the
+    excerpts, if not the target itself."""
+    screened = target if screened is None else screened
     tried: dict[str, tuple[PolicySpec, Outcome]] = {}
 
     def look(spec: PolicySpec) -> tuple[PolicySpec, Outcome]:
@@ -65,12 +68,12 @@ def tune(  # noqa: PLR0913  (a search is what it is made of)
         return tried[spec.text]
 
     def best(found: Iterable[tuple[PolicySpec, Outcome]]) -> tuple[PolicySpec, Outcome]:
-        return min(found, key=lambda one: one[1].rank(target))
+        return min(found, key=lambda one: one[1].rank(screened))
 
     here = best([look(spec) for spec in starts])
     for axis in axes:
         here = best([here, *(look(spec) for spec in axis(here[0]))])
-    return verified(list(tried.values()), verify, target, also)
+    return verified(list(tried.values()), verify, target, also, screened)
 
 
 def verified(
@@ -78,12 +81,13 @@ def verified(
     verify: Evaluate,
     target: float,
     also: Sequence[PolicySpec] = (),
+    screened: float | None = None,
 ) -> Tuned:
     """The cheapest of `also` and of the first of the `candidates` that attain in full; else the one
     that attains most."""
     seen = [(spec, verify(spec)) for spec in also]
     further = 0
-    for spec in candidates(tried, target):
+    for spec in candidates(tried, target if screened is None else screened):
         if further > FURTHER:
             break
         outcome = verify(spec)
