@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -105,11 +105,15 @@ def with_margins(
 
 
 def with_pressure(
-    memory: Memory, counted: Iterable[tuple[str, float, float]], allowed_ratio: float
+    memory: Memory,
+    counted: Iterable[tuple[str, float, float]],
+    allowed_ratio: float,
+    known: Collection[str] = (),
 ) -> Memory:
     """The pressure after what all replicas have judged since the last call, in the same way as a
     margin: what the fleet as a whole misses beyond the allowed share raises it, what it does not
-    use up lowers it. A step is shared by the replicas: more of them judge more."""
+    use up lowers it. A step is shared by the replicas: more of them judge more. `known`: replicas
+    that may report again; what they missed meanwhile counts then."""
     counted = tuple(counted)
     before = {name: (judged, missed) for name, judged, missed in memory.counted}
     beyond = 0.0
@@ -120,7 +124,15 @@ def with_pressure(
         beyond += max(missed - old_missed, 0.0) - allowed_ratio * (judged - old_judged)
     step = PRESSURE_STEP / max(len(counted), 1) * beyond
     pressure = min(max(memory.pressure + step, PRESSURE_LOW), PRESSURE_HIGH)
-    return replace(memory, counted=counted, pressure=pressure)
+    silent = {one[0] for one in memory.counted}.intersection(known) - {one[0] for one in counted}
+    kept = tuple(one for one in memory.counted if one[0] in silent)
+    return replace(memory, counted=(*counted, *kept), pressure=pressure)
+
+
+def lengths_due(memory: Memory, now_s: float) -> bool:
+    """Whether `with_lengths` would look at lengths at all."""
+    seen_s = memory.lengths_s
+    return seen_s is None or not 0.0 <= now_s - seen_s < LENGTHS_EVERY_S
 
 
 def with_lengths(
@@ -131,10 +143,7 @@ def with_lengths(
 ) -> Memory:
     """The lengths that were reported, looked at every 10 s and taken where they differ by more than
     noise: a new table costs a millisecond."""
-    if prompts is None or outputs is None:
-        return memory
-    seen_s = memory.lengths_s
-    if seen_s is not None and 0.0 <= now_s - seen_s < LENGTHS_EVERY_S:
+    if prompts is None or outputs is None or not lengths_due(memory, now_s):
         return memory
     if not len(prompts) == len(WEIGHTS) == len(outputs):
         return memory

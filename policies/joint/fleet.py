@@ -10,7 +10,7 @@ import numpy as np
 
 from policies.core.forecast import Outlook, known_ratio, outlooks, surge_ratio, with_level
 from policies.core.lengths import mixed
-from policies.core.memory import Memory, with_lengths, with_need, with_pressure
+from policies.core.memory import Memory, lengths_due, with_lengths, with_need, with_pressure
 from policies.core.observe import CATCH_UP_S, View
 from policies.core.types import (
     ControlSettings,
@@ -27,6 +27,7 @@ FLEET_MARGIN = 0.3  # beyond, misses tell of replicas that came late, not of slo
 SEEN_REQUESTS, FEW_REQUESTS = 512.0, 64.0  # that bins are made of: at most; too few for a tail
 AGAIN, CAUTION = 0.15, 0.1  # of the pressure: on what may come again, and on the fleet
 BURSTS = 2.0  # times its mean beyond it: what makes a load one of bursts
+IDLE_SHARE = 0.1  # of what it can serve: what a replica with so little misses, more do not cure
 PAYBACK_S = 300.0  # a replica that only saves must have paid for its start by then
 
 
@@ -39,8 +40,8 @@ def fleet_learned(
 ) -> Memory:
     """What the fleet knows after one more look at its reports."""
     fresh = view.fresh
-    prompts, outputs = _lengths(fresh)
-    memory = with_lengths(memory, view.now_s, prompts, outputs)
+    if lengths_due(memory, view.now_s):
+        memory = with_lengths(memory, view.now_s, *_lengths(fresh))
     steady_per_s, recent_per_s = _arrivals(fresh)
     queued_per_s = _queued_per_s(observation)
     memory = with_level(
@@ -55,7 +56,8 @@ def fleet_learned(
         for one in fresh
         if one.num_judged is not None
     ]
-    memory = with_pressure(memory, counted, _allowed(settings, options))
+    names = {one.replica for one in observation.replicas}
+    memory = with_pressure(memory, counted, _allowed(settings, options), names)
     return replace(
         memory,
         first_replicas=memory.first_replicas or observation.requested_replicas,
@@ -132,7 +134,7 @@ def wish_of_fleet(  # noqa: PLR0913
     bounds, present = settings.bounds, view.present
     now = demand_now(observation, view.fresh)
     low = max(bounds.min_replicas, 1 if now > 0.0 else 0)
-    if known.top_per_s <= 0.0:  # nothing holds: as many as are busy, not all there are
+    if known.full_per_s <= 0.0:  # nothing holds: as many as are busy, not all there are
         need = max(low, math.ceil(_busy(view)))
     else:
         allowed = _allowed(settings, options) * math.exp(-memory.pressure)
@@ -187,17 +189,21 @@ def _enough(
     known_of: Callable[[int], Capability], outlook: Outlook, allowed: float, most: int
 ) -> int:
     """The fewest replicas, each at full power, with which no more than the allowed share of all
-    requests misses in the mean over the outlook; at most `most`. Of many, each serves more."""
+    requests misses in the mean over the outlook, beyond what a fleet that has next to nothing to
+    do misses as well; at most `most`. Of many, each serves more."""
     weights = outlook.cases * outlook.rates_per_s
     total = float(weights.sum())
+    if total <= 0.0:
+        return 1
 
     def misses(replicas: int) -> float:
         table = known_of(replicas).table
         each = outlook.rates_per_s / replicas
-        missed = table.missed_ratio[-1]
-        found = np.interp(each, table.rates_per_s, missed, right=1.0) - float(missed[0])
-        return float(weights @ found) / total if total > 0.0 else 0.0
+        return float(weights @ np.interp(each, table.rates_per_s, table.missed_ratio[-1], right=1))
 
+    mean_per_s = total / float(outlook.cases.sum())
+    idlest = math.ceil(mean_per_s / max(IDLE_SHARE * known_of(1).full_per_s, 1e-9))
+    allowed = allowed * total + misses(max(idlest, 1))
     low, high = 1, max(most, 1)
     while low < high:
         middle = (low + high) // 2

@@ -192,6 +192,19 @@ def test_an_slo_that_no_prompt_can_meet_does_not_ask_for_every_replica():
     assert decision.chosen.num_replicas < 10
 
 
+def test_an_slo_that_long_prompts_just_meet_alone_asks_for_no_more():
+    """One prompt in fifty is late as soon as anybody is before it, which no fleet can help."""
+    prompts = bins_of([300.0] * 49 + [8000.0])
+    alone_s = 4 * 0.007 + 8000 * 2.6e-5
+    wanted = []
+    for percent in (90, 95, 99, 99.9, 100, 100.1, 101, 105, 110, 150):
+        settings = replace(SETTINGS, slo=SLO(ttft_s=alone_s * percent / 100, tpot_s=0.1))
+        decision, _ = fleet(0.0, 8, 80.0, settings=settings, prompt_bins=prompts)
+        wanted.append(decision.chosen.num_replicas)
+    assert max(wanted) <= 40  # 64 are allowed
+    assert wanted[-1] <= wanted[5]
+
+
 def test_nobody_there_is_woken_by_the_first_request():
     seen = Observation(now_s=5.0, replicas=(), observed_replicas=0, requested_replicas=0)
     settings = replace(SETTINGS, bounds=replace(SETTINGS.bounds, min_replicas=0))

@@ -181,6 +181,10 @@ def test_the_pressure_follows_what_the_whole_fleet_misses():
     assert left.pressure == late.pressure
     again = with_pressure(late, [("a", 10.0, 1.0), ("b", 100.0, 1.0)], 0.01)  # began anew
     assert again.pressure == pytest.approx(late.pressure + PRESSURE_STEP / 2 * 0.9)
+    silent = with_pressure(memory, [("b", 0.0, 0.0)], 0.01, {"a", "b"})
+    back = with_pressure(silent, [("a", 100.0, 11.0), ("b", 100.0, 1.0)], 0.01, {"a", "b"})
+    assert back.pressure == pytest.approx(late.pressure)  # what it missed meanwhile counts
+    assert with_pressure(silent, [("b", 0.0, 0.0)], 0.01, {"b"}).counted == (("b", 0.0, 0.0),)
     new = with_pressure(memory, [("c", 50.0, 50.0)], 0.01)
     assert new.pressure == memory.pressure  # when it missed is not known
     assert with_pressure(memory, [("a", 1e6, 1e6)], 0.01).pressure == PRESSURE_HIGH
