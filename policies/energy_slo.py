@@ -29,7 +29,7 @@ from policies.core.types import (
     OperatingPoint,
     Reason,
 )
-from policies.joint.fleet import fleet_learned, wish_of_fleet
+from policies.joint.fleet import fleet_learned, needing, wish_of_fleet
 from policies.joint.options import JointOptions
 from policies.joint.replica import Wish, learned, wish_of_replica
 from policies.model.fitted import FittedModel
@@ -96,6 +96,9 @@ class EnergySlo:
             return conclude(self._from_zero(observation, view, settings), state, settings)
         if not self._can_plan(view, state):
             if self._too_early(view, state):
+                state, asleep = self._needing(observation, view, state, settings, free)
+                if asleep is not None:
+                    return conclude(asleep, state, settings)
                 free = free - {Knob.NUM_REPLICAS}
             return tick(observation, state, settings, self.model, free)
         wish = self._wish(observation, view, state, settings, free)
@@ -171,6 +174,35 @@ class EnergySlo:
         coming = any(one.prompt_bins is not None for one in view.fresh)
         memory = state.memory
         return coming and not memory.prompt_bins and memory.seen_s < WAITED_S
+
+    def _needing(
+        self,
+        observation: Observation,
+        view: View,
+        state: ControlState,
+        settings: ControlSettings,
+        free: frozenset[Knob],
+    ) -> tuple[ControlState, Decision | None]:
+        """What is needed while nobody knows lengths: what there is, but no replica once nobody has
+        asked for as long as a start costs, where that is allowed."""
+        model, present = self.model, view.present
+        if not isinstance(model, FittedModel) or Knob.NUM_REPLICAS not in free:
+            return state, None
+        silent = not view.traffic and observation.num_queued <= 0.0 and not view.partial
+        need = 0 if silent and settings.bounds.min_replicas == 0 else present.num_replicas
+        memory = needing(state.memory, view, need, model, settings=settings, options=self.options)
+        state = replace(state, memory=memory)
+        if memory.needs[0][1] > 0:
+            return state, None
+        decision = Decision(
+            time_s=view.now_s,
+            policy=NAME,
+            reason=Reason.NO_TRAFFIC,
+            present=present,
+            proposed=replace(present, num_replicas=0),
+            chosen=clamp(replace(present, num_replicas=0), present, settings.bounds),
+        )
+        return state, decision
 
     def _wish(
         self,

@@ -148,11 +148,7 @@ def wish_of_fleet(  # noqa: PLR0913
     if now <= 0.0 and bounds.min_replicas == 0:
         need = 0  # asleep once that has lasted as long as a start is worth
     cheapest = _cheapest(known, now, need, view, settings, options)
-    start_joules = start_watts(model, options) * options.cold_start_s
-    window_s = options.restart_ratio * start_joules / max(model.power.idle_watts, 1e-9)
-    if not memory.needs:  # whoever started these had a reason
-        memory = with_need(memory, view.now_s, present.num_replicas, window_s)
-    memory = with_need(memory, view.now_s, cheapest, max(window_s, settings.dwell_down_s))
+    memory = needing(memory, view, cheapest, model, settings=settings, options=options)
     wanted = max(cheapest, memory.needs[0][1])
     reason = Reason.NO_BETTER_POINT
     if wanted > present.num_replicas:
@@ -167,6 +163,24 @@ def wish_of_fleet(  # noqa: PLR0913
         memory=memory,
         notes=(_note(now, memory, need),),
     )
+
+
+def needing(  # noqa: PLR0913
+    memory: Memory,
+    view: View,
+    replicas: int,
+    model: FittedModel,
+    *,
+    settings: ControlSettings,
+    options: JointOptions,
+) -> Memory:
+    """With the need of now beside those of as long as a start costs in idle energy."""
+    start_joules = start_watts(model, options) * options.cold_start_s
+    window_s = options.restart_ratio * start_joules / max(model.power.idle_watts, 1e-9)
+    window_s = max(window_s, settings.dwell_down_s)
+    if not memory.needs:  # whoever started these had a reason
+        memory = with_need(memory, view.now_s, view.present.num_replicas, window_s)
+    return with_need(memory, view.now_s, replicas, window_s)
 
 
 def _again(known: Capability, memory: Memory, options: JointOptions) -> int:

@@ -172,6 +172,20 @@ def test_a_fleet_waits_for_lengths_but_not_for_ever():
     assert wanted == 1
 
 
+def test_a_replica_that_nobody_asks_may_sleep_before_its_lengths_are_known():
+    settings = replace(SETTINGS, bounds=replace(SETTINGS.bounds, min_replicas=0))
+    few, state, counts = {"num_judged": 10.0}, None, {}
+    for second in range(0, 300, 5):
+        rate = 0.1 if second < 60 else 0.0
+        decision, state = fleet(float(second), 1, rate, state, settings=settings, **few)
+        counts[second] = decision.chosen.num_replicas
+    assert {count for second, count in counts.items() if second < 175} == {1}
+    assert {count for second, count in counts.items() if second > 185} == {0}
+    assert decision.reason is Reason.NO_TRAFFIC
+    decision, _ = fleet(305.0, 1, 0.1, state, settings=settings, **few)
+    assert decision.chosen.num_replicas == 1
+
+
 @pytest.mark.slow
 def test_a_silent_fleet_is_not_kept_for_what_is_unknown():
     wanted, state = 6, None
