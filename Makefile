@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published published-simulated rapl-wraps nvml-cycle metering-cost sim-speed sim-scale fidelity results log-cost oracle-aiperf oracle-vidur
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published published-simulated rapl-wraps nvml-cycle metering-cost sim-speed sim-scale fidelity results decision-speed log-cost oracle-aiperf oracle-vidur
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ fidelity: $(STAMP) ## The simulator against the real engine (1 hour; nothing els
 
 results: $(STAMP) ## Policies x loads x models in the simulator, baselines tuned in hindsight (hours): writes docs/results/policies
 	$(BIN)/python -m serve_app.results --out docs/results/policies --data $(DATA) --readme README.md
+
+decision-speed: $(STAMP) ## Fleet decisions for 1, 64 and 1,000 replicas inside Ray's controller: writes docs/results/decision-speed
+	$(BIN)/python -m serve_app.decision_bench --out docs/results/decision-speed
 
 log-cost: $(STAMP) ## What the request log costs at 2,000 rows/s: writes docs/results/request-log-cost
 	$(BIN)/python -m serve_app.request_log.bench --out docs/results/request-log-cost
