@@ -1,6 +1,6 @@
 """The newest reports of all replicas as columns, as the controller reads them once a second.
 
-A thousand replicas send some 60 values each: what is done per value must be done by the
+A thousand replicas send some 40 values each: what is done per value must be done by the
 interpreter's own loops.
 """
 
