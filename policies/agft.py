@@ -22,17 +22,15 @@ measured latency misses the SLO, full power. Replicas are those of `replicas`, o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from policies.core.control import Policy
 from policies.core.observe import View
 from policies.core.types import (
-    ControlSettings,
-    ControlState,
     Knob,
     Load,
-    Observation,
     Reason,
     ReplicaObservation,
 )
@@ -43,6 +41,7 @@ from policies.peer_memory import Due, Misses, number
 from policies.peer_parts import (
     Ask,
     Limit,
+    Peer,
     Result,
     Wish,
     full_point,
@@ -87,9 +86,11 @@ class _Pending:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Agft:
+class Agft(Peer):
     """Remembers what it has learned: one object per run. The same observations give the same
     decisions; nothing is drawn at random."""
+
+    NAME: ClassVar[str] = "agft"
 
     model: FittedModel
     replicas: Policy | None = None
@@ -105,21 +106,8 @@ class Agft:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    @property
-    def name(self) -> str:
-        """The name in the catalog."""
-        return "agft"
-
-    def decide(
-        self,
-        observation: Observation,
-        state: ControlState,
-        settings: ControlSettings,
-        free: frozenset[Knob],
-    ) -> Result:
-        """The limit with the best upper bound. Never raises."""
-        ask = Ask(observation=observation, state=state, settings=settings, free=free)
-        return with_replicas_of(self.name, ask, self.replicas, self._wish)
+    def _answer(self, ask: Ask) -> Result:
+        return with_replicas_of(self.NAME, ask, self.replicas, self._wish)
 
     def _wish(self, ask: Ask, view: View) -> Wish:
         if Knob.POWER_LIMIT not in ask.free:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +33,6 @@ from policies.core.observe import View
 from policies.core.types import (
     Bounds,
     ControlSettings,
-    ControlState,
-    Knob,
-    Observation,
     OperatingPoint,
     Reason,
 )
@@ -42,7 +40,7 @@ from policies.model.fitted import FittedModel
 from policies.model.latency import LatencyModel
 from policies.model.service import ServiceTable, Workload, service_table
 from policies.peer_memory import Memo, number
-from policies.peer_parts import Ask, Result, Wish, decided
+from policies.peer_parts import Ask, Peer, Wish
 
 Floats = NDArray[np.float64]
 BACKLOG_RATIO = 0.5  # of the TTFT target: computing what waits may take so long
@@ -98,8 +96,10 @@ def foresight_of(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Clairvoyant:
+class Clairvoyant(Peer):
     """Remembers its plan: one object per run. `start_watts` None: the idle draw."""
+
+    NAME: ClassVar[str] = "clairvoyant"
 
     model: FittedModel
     foresight: Foresight
@@ -119,22 +119,8 @@ class Clairvoyant:
                     f"policy clairvoyant: {key} is {getattr(self, key)}; allowed: above 0"
                 )
 
-    @property
-    def name(self) -> str:
-        """Its name in reports; it is no policy of the catalog, since nobody can deploy it."""
-        return "clairvoyant"
-
-    def decide(
-        self,
-        observation: Observation,
-        state: ControlState,
-        settings: ControlSettings,
-        free: frozenset[Knob],
-    ) -> Result:
-        """Replicas by the plan; on each replica the limit for what is about to come. Never
-        raises."""
-        ask = Ask(observation=observation, state=state, settings=settings, free=free)
-        return decided(self.name, ask, self._fleet if ask.chooses_replicas else self._replica)
+    def _wish(self, ask: Ask, view: View) -> Wish:
+        return self._fleet(ask, view) if ask.chooses_replicas else self._replica(ask, view)
 
     def _fleet(self, ask: Ask, view: View) -> Wish:
         plan = self._plans.get(ask.bounds, lambda: self.plan(ask.settings))

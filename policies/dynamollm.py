@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from policies.core.errors import ModelError
 from policies.core.objective import Candidates, cheapest_feasible
@@ -31,11 +32,7 @@ from policies.core.observe import View
 from policies.core.types import (
     SLO,
     Bounds,
-    ControlSettings,
-    ControlState,
-    Knob,
     Load,
-    Observation,
     OperatingPoint,
     Reason,
 )
@@ -44,10 +41,9 @@ from policies.peer_memory import Due, Memo, Misses
 from policies.peer_parts import (
     Ask,
     Limit,
-    Result,
+    Peer,
     Wish,
     backlog_s,
-    decided,
     full_point,
     known_limits,
     rounded,
@@ -77,8 +73,10 @@ class _Epoch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DynamoLlm:
+class DynamoLlm(Peer):
     """Remembers the epoch's load and each replica's last choice: one object per run."""
+
+    NAME: ClassVar[str] = "dynamollm"
 
     model: FittedModel
     epoch_s: float = 300.0
@@ -93,21 +91,8 @@ class DynamoLlm:
         default_factory=Memo, init=False, repr=False, compare=False
     )
 
-    @property
-    def name(self) -> str:
-        """The name in the catalog."""
-        return "dynamollm"
-
-    def decide(
-        self,
-        observation: Observation,
-        state: ControlState,
-        settings: ControlSettings,
-        free: frozenset[Knob],
-    ) -> Result:
-        """Replicas once per epoch; each replica's limit every few seconds. Never raises."""
-        ask = Ask(observation=observation, state=state, settings=settings, free=free)
-        return decided(self.name, ask, self._cluster if ask.chooses_replicas else self._instance)
+    def _wish(self, ask: Ask, view: View) -> Wish:
+        return self._cluster(ask, view) if ask.chooses_replicas else self._instance(ask, view)
 
     def _cluster(self, ask: Ask, view: View) -> Wish:
         full = full_point(view.present, ask.bounds)

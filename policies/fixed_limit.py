@@ -8,19 +8,17 @@ in hindsight, by running them all. Source: the static per-deployment limits of D
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from policies.core.control import Policy
 from policies.core.errors import ConfigError
 from policies.core.observe import View
 from policies.core.types import (
-    ControlSettings,
-    ControlState,
-    Knob,
-    Observation,
     Reason,
 )
 from policies.peer_parts import (
     Ask,
+    Peer,
     Result,
     Wish,
     full_point,
@@ -30,9 +28,11 @@ from policies.peer_parts import (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FixedLimit:
+class FixedLimit(Peer):
     """`inner` chooses the replicas. A limit that is not allowed becomes the next higher one that
     is; above all of them: full power."""
+
+    NAME: ClassVar[str] = "fixed_limit"
 
     inner: Policy
     power_limit_watts: float
@@ -44,21 +44,8 @@ class FixedLimit:
                 "allowed: above 0"
             )
 
-    @property
-    def name(self) -> str:
-        """The name in the catalog."""
-        return "fixed_limit"
-
-    def decide(
-        self,
-        observation: Observation,
-        state: ControlState,
-        settings: ControlSettings,
-        free: frozenset[Knob],
-    ) -> Result:
-        """The inner policy's replicas; on each the fixed limit. Never raises."""
-        ask = Ask(observation=observation, state=state, settings=settings, free=free)
-        return with_replicas_of(self.name, ask, self.inner, self._wish)
+    def _answer(self, ask: Ask) -> Result:
+        return with_replicas_of(self.NAME, ask, self.inner, self._wish)
 
     def _wish(self, ask: Ask, view: View) -> Wish:
         limit = limit_at_least(self.power_limit_watts, ask.bounds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from policies.core.control import Policy
 from policies.core.errors import ConfigError
@@ -20,17 +21,19 @@ from policies.core.types import (
     Observation,
     OperatingPoint,
 )
-from policies.peer_parts import Ask, Result, delegated, limit_at_least
+from policies.peer_parts import Ask, Peer, Result, delegated, limit_at_least
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Only:
+class Only(Peer):
     """Lets `inner` move the named `knobs` only (`Knob`s or their names).
 
     The others stay: replicas at `num_replicas` (required where the inner policy may not choose
     them), the batch cap full, the power limit at `power_limit_watts` (None: full power), no
     packing.
     """
+
+    NAME: ClassVar[str] = "only"
 
     inner: Policy
     knobs: Collection[Knob | str]
@@ -54,25 +57,11 @@ class Only:
                 f"policy only: num_replicas is {self.num_replicas}; allowed: 1 or more"
             )
 
-    @property
-    def name(self) -> str:
-        """The name in the catalog."""
-        return "only"
-
-    def decide(
-        self,
-        observation: Observation,
-        state: ControlState,
-        settings: ControlSettings,
-        free: frozenset[Knob],
-    ) -> Result:
-        """The inner policy's decision in the named knobs. Never raises."""
-        limit = limit_at_least(self.power_limit_watts, settings.bounds)
-        nailed = _Nailed(inner=self.inner, bounds=self._bounds(settings.bounds, limit), only=self)
-        ask = Ask(observation=observation, state=state, settings=settings, free=free)
-        return delegated(
-            self.name, ask, nailed, lambda point: self._nail(point, settings.bounds, limit)
-        )
+    def _answer(self, ask: Ask) -> Result:
+        bounds = ask.bounds
+        limit = limit_at_least(self.power_limit_watts, bounds)
+        nailed = _Nailed(inner=self.inner, bounds=self._bounds(bounds, limit), only=self)
+        return delegated(self.NAME, ask, nailed, lambda point: self._nail(point, bounds, limit))
 
     def moves(self, knob: Knob) -> bool:
         """Whether the inner policy may move this knob."""

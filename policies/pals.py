@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from policies.core.control import Policy
 from policies.core.errors import ModelError
@@ -29,11 +30,8 @@ from policies.core.observe import View
 from policies.core.types import (
     SLO,
     Bounds,
-    ControlSettings,
-    ControlState,
     Knob,
     Load,
-    Observation,
     OperatingPoint,
     Reason,
 )
@@ -42,6 +40,7 @@ from policies.peer_memory import Due, Memo, Misses, number
 from policies.peer_parts import (
     Ask,
     Limit,
+    Peer,
     Result,
     Wish,
     full_point,
@@ -70,8 +69,10 @@ _Question = tuple[Load, SLO, Bounds, float, bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pals:
+class Pals(Peer):
     """Remembers its feedback per replica: one object per run."""
+
+    NAME: ClassVar[str] = "pals"
 
     model: FittedModel
     replicas: Policy | None = None
@@ -88,21 +89,8 @@ class Pals:
         default_factory=Memo, init=False, repr=False, compare=False
     )
 
-    @property
-    def name(self) -> str:
-        """The name in the catalog."""
-        return "pals"
-
-    def decide(
-        self,
-        observation: Observation,
-        state: ControlState,
-        settings: ControlSettings,
-        free: frozenset[Knob],
-    ) -> Result:
-        """Limit and cap of the most tokens per joule. Never raises."""
-        ask = Ask(observation=observation, state=state, settings=settings, free=free)
-        return with_replicas_of(self.name, ask, self.replicas, self._wish)
+    def _answer(self, ask: Ask) -> Result:
+        return with_replicas_of(self.NAME, ask, self.replicas, self._wish)
 
     def _wish(self, ask: Ask, view: View) -> Wish:
         if ask.free == frozenset({Knob.NUM_REPLICAS}):

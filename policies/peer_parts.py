@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from policies.core.control import Policy, conclude, hold
 from policies.core.errors import ModelError
@@ -137,6 +138,37 @@ def with_replicas_of(
     chosen = replace(own.chosen, num_replicas=decision.chosen.num_replicas)
     decision = replace(decision, chosen=chosen, predicted_chosen=None)
     return decision, replace(state, last_decision=decision)
+
+
+class Peer:
+    """A policy that says in `_wish` where it wants to go, asked for the fleet or for one replica.
+
+    `NAME`: in the catalog. Whoever follows another policy in some knobs says so in `_answer`.
+    """
+
+    __slots__ = ()
+    NAME: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """The name in the catalog."""
+        return self.NAME
+
+    def decide(
+        self,
+        observation: Observation,
+        state: ControlState,
+        settings: ControlSettings,
+        free: frozenset[Knob],
+    ) -> Result:
+        """What is wished for, inside bounds and free knobs. Never raises."""
+        return self._answer(Ask(observation=observation, state=state, settings=settings, free=free))
+
+    def _answer(self, ask: Ask) -> Result:
+        return decided(self.NAME, ask, self._wish)
+
+    def _wish(self, ask: Ask, view: View) -> Wish:
+        raise NotImplementedError
 
 
 def full_point(present: OperatingPoint, bounds: Bounds, limit: Limit = None) -> OperatingPoint:

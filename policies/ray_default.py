@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from policies.core.control import conclude, hold
-from policies.core.guard import GuardContext, guard
-from policies.core.observe import fleet_load, present_point
+from policies.core.control import directed
 from policies.core.types import (
     ControlSettings,
     ControlState,
@@ -40,28 +38,16 @@ class RayDefault:
         free: frozenset[Knob],
     ) -> tuple[Decision, ControlState]:
         """Ray's replica count inside bounds; Reason.RAY_DEFAULT. Never raises."""
-        try:
-            present = present_point(observation, settings.bounds)
+
+        def wish(present: OperatingPoint) -> OperatingPoint:
             asked = Knob.NUM_REPLICAS in free  # a replica's own tick is none of Ray's
-            wanted = OperatingPoint(
-                num_replicas=(
-                    self.desired_num_replicas(observation) if asked else present.num_replicas
-                ),
+            wanted = self.desired_num_replicas(observation) if asked else present.num_replicas
+            return OperatingPoint(
+                num_replicas=wanted,
                 max_num_active_seqs=settings.bounds.max_num_seqs,
                 power_limit_watts=None,
             )
-            context = GuardContext(
-                now_s=observation.now_s, settings=settings, free=free, exempt=True
-            )
-            decision = Decision(
-                time_s=observation.now_s,
-                policy=self.name,
-                reason=Reason.RAY_DEFAULT,
-                present=present,
-                proposed=wanted,
-                chosen=guard(wanted, present, context).point,
-                load=fleet_load(observation),
-            )
-            return conclude(decision, state, settings)
-        except Exception as error:
-            return hold(observation, state, settings, (self.name, error))
+
+        return directed(
+            observation, state, settings, free, by=(self.name, Reason.RAY_DEFAULT), wish=wish
+        )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from policies.core.control import conclude, hold
-from policies.core.guard import GuardContext, guard
-from policies.core.observe import fleet_load, present_point
+from policies.core.control import directed
 from policies.core.types import (
     ControlSettings,
     ControlState,
     Decision,
     Knob,
     Observation,
+    OperatingPoint,
     Reason,
 )
 
@@ -38,26 +37,14 @@ class Static:
         free: frozenset[Knob],
     ) -> tuple[Decision, ControlState]:
         """The fixed point; Reason.STATIC. Never raises."""
-        try:
-            present = present_point(observation, settings.bounds)
-            wanted = replace(
-                present,
-                num_replicas=self.num_replicas or present.num_replicas,
-                max_num_active_seqs=self.max_num_active_seqs or present.max_num_active_seqs,
-                power_limit_watts=self.power_limit_watts or present.power_limit_watts,
-            )
-            context = GuardContext(
-                now_s=observation.now_s, settings=settings, free=free, exempt=True
-            )
-            decision = Decision(
-                time_s=observation.now_s,
-                policy=self.name,
-                reason=Reason.STATIC,
-                present=present,
-                proposed=wanted,
-                chosen=guard(wanted, present, context).point,
-                load=fleet_load(observation),
-            )
-            return conclude(decision, state, settings)
-        except Exception as error:
-            return hold(observation, state, settings, (self.name, error))
+        return directed(
+            observation, state, settings, free, by=(self.name, Reason.STATIC), wish=self._point
+        )
+
+    def _point(self, present: OperatingPoint) -> OperatingPoint:
+        return replace(
+            present,
+            num_replicas=self.num_replicas or present.num_replicas,
+            max_num_active_seqs=self.max_num_active_seqs or present.max_num_active_seqs,
+            power_limit_watts=self.power_limit_watts or present.power_limit_watts,
+        )

@@ -10,29 +10,36 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from policies.core.errors import ConfigError
 from policies.core.observe import View
 from policies.core.types import (
     ControlSettings,
-    ControlState,
-    Knob,
     Load,
-    Observation,
     OperatingPoint,
     Reason,
 )
 from policies.model.fitted import FittedModel
-from policies.peer_parts import Ask, Limit, Result, Wish, decided, fewest_replicas, limit_at_least
+from policies.peer_parts import (
+    Ask,
+    Limit,
+    Peer,
+    Wish,
+    fewest_replicas,
+    limit_at_least,
+)
 from policies.sim.arrivals import TraceRow
 
 PEAK_WINDOW_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StaticPeak:
+class StaticPeak(Peer):
     """`num_replicas` at all times, with the full batch; `power_limit_watts` None: full power. A
     limit that is not allowed becomes the next higher one that is."""
+
+    NAME: ClassVar[str] = "static_peak"
 
     num_replicas: int
     power_limit_watts: float | None = None
@@ -42,22 +49,6 @@ class StaticPeak:
             raise ConfigError(
                 f"policy static_peak: num_replicas is {self.num_replicas}; allowed: 1 or more"
             )
-
-    @property
-    def name(self) -> str:
-        """The name in the catalog."""
-        return "static_peak"
-
-    def decide(
-        self,
-        observation: Observation,
-        state: ControlState,
-        settings: ControlSettings,
-        free: frozenset[Knob],
-    ) -> Result:
-        """The fixed point; Reason.STATIC. Never raises."""
-        ask = Ask(observation=observation, state=state, settings=settings, free=free)
-        return decided(self.name, ask, self._wish)
 
     def _wish(self, ask: Ask, view: View) -> Wish:
         replicas = self.num_replicas if ask.chooses_replicas else view.present.num_replicas

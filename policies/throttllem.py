@@ -23,16 +23,13 @@ which may lie below the most efficient one); a measured miss goes to full power.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from policies.core.observe import View
 from policies.core.types import (
     SLO,
     Bounds,
-    ControlSettings,
-    ControlState,
-    Knob,
     Load,
-    Observation,
     Reason,
     ReplicaObservation,
 )
@@ -41,10 +38,9 @@ from policies.peer_memory import Memo, Misses, RecentMost, number
 from policies.peer_parts import (
     Ask,
     Limit,
-    Result,
+    Peer,
     Wish,
     backlog_s,
-    decided,
     fewest_replicas,
     full_point,
     known_limits,
@@ -70,8 +66,10 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ThrottLlem:
+class ThrottLlem(Peer):
     """Remembers the counts it wanted: one object per run."""
+
+    NAME: ClassVar[str] = "throttllem"
 
     model: FittedModel
     tick_s: float = 1.0
@@ -83,22 +81,8 @@ class ThrottLlem:
         default_factory=Memo, init=False, repr=False, compare=False
     )
 
-    @property
-    def name(self) -> str:
-        """The name in the catalog."""
-        return "throttllem"
-
-    def decide(
-        self,
-        observation: Observation,
-        state: ControlState,
-        settings: ControlSettings,
-        free: frozenset[Knob],
-    ) -> Result:
-        """The smallest fleet for the rate; on each replica the limit that suffices. Never
-        raises."""
-        ask = Ask(observation=observation, state=state, settings=settings, free=free)
-        return decided(self.name, ask, self._fleet if ask.chooses_replicas else self._replica)
+    def _wish(self, ask: Ask, view: View) -> Wish:
+        return self._fleet(ask, view) if ask.chooses_replicas else self._replica(ask, view)
 
     def _fleet(self, ask: Ask, view: View) -> Wish:
         full, bounds = full_point(view.present, ask.bounds), ask.bounds

@@ -19,22 +19,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from policies.core.observe import View
 from policies.core.types import (
     SLO,
-    ControlSettings,
-    ControlState,
-    Knob,
     Load,
-    Observation,
     Reason,
     ReplicaObservation,
 )
 from policies.model.fitted import FittedModel
 from policies.model.latency import mean_context_tokens
 from policies.peer_memory import Due, Memo, RecentMost, number
-from policies.peer_parts import Ask, Result, Wish, decided, full_point, rounded
+from policies.peer_parts import Ask, Peer, Wish, full_point, rounded
 from policies.wva_queue import ReplicaQueue
 
 KV_THRESHOLD, QUEUE_THRESHOLD = 0.80, 5.0
@@ -52,9 +49,11 @@ class Saturation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wva:
+class Wva(Peer):
     """`tail`: judge the wait at the SLO's percentile (True), or its mean as the original (False).
     Remembers its wishes: one object per run."""
+
+    NAME: ClassVar[str] = "wva"
 
     model: FittedModel
     interval_s: float = 10.0
@@ -66,22 +65,6 @@ class Wva:
     _rates: Memo[tuple[Load, int, SLO], float | None] = field(
         default_factory=Memo, init=False, repr=False, compare=False
     )
-
-    @property
-    def name(self) -> str:
-        """The name in the catalog."""
-        return "wva"
-
-    def decide(
-        self,
-        observation: Observation,
-        state: ControlState,
-        settings: ControlSettings,
-        free: frozenset[Knob],
-    ) -> Result:
-        """The model's count under the guard. Never raises."""
-        ask = Ask(observation=observation, state=state, settings=settings, free=free)
-        return decided(self.name, ask, self._wish)
 
     def _wish(self, ask: Ask, view: View) -> Wish:
         full = full_point(view.present, ask.bounds)

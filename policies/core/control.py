@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -25,6 +26,7 @@ __all__ = [
     "Policy",
     "conclude",
     "decision_to_dict",
+    "directed",
     "fleet_load",
     "hold",
     "present_point",
@@ -106,6 +108,36 @@ def conclude(
         last_decision=decision,
         memory=state.memory,
     )
+
+
+def directed(  # noqa: PLR0913
+    observation: Observation,
+    state: ControlState,
+    settings: ControlSettings,
+    free: frozenset[Knob],
+    *,
+    by: tuple[str, Reason],
+    wish: Callable[[OperatingPoint], OperatingPoint],
+) -> tuple[Decision, ControlState]:
+    """At once to what is wished for at the present point, inside bounds and free knobs. Never
+    raises. `by`: the policy's name and the reason."""
+    policy, reason = by
+    try:
+        present = present_point(observation, settings.bounds)
+        wanted = wish(present)
+        context = GuardContext(now_s=observation.now_s, settings=settings, free=free, exempt=True)
+        decision = Decision(
+            time_s=observation.now_s,
+            policy=policy,
+            reason=reason,
+            present=present,
+            proposed=wanted,
+            chosen=guard(wanted, present, context).point,
+            load=fleet_load(observation),
+        )
+        return conclude(decision, state, settings)
+    except Exception as error:
+        return hold(observation, state, settings, (policy, error))
 
 
 def hold(
