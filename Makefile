@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.jouleserve-installed
 CPU_PROFILE := docs/results/profile-smollm2-135m-cpu
 FAST := -m "not ray and not vllm and not slow" -n auto --maxprocesses 4
+ALONE := -m "not ray and not vllm" -n auto --maxprocesses 4
 DATA ?= ../shared/data
 # Nobody phones home, and no model hub is asked: the default model comes from a package.
 export HF_HUB_OFFLINE := 1
@@ -28,7 +29,7 @@ serve: $(STAMP) ## Serve the default model at http://127.0.0.1:8000 (Ctrl-C stop
 	@exec $(BIN)/jouleserve serve serve_config.yaml
 
 test: $(STAMP) ## All tests: the fast ones, then those with real Ray and vLLM
-	$(BIN)/python -m pytest $(FAST) && $(BIN)/python -m pytest -m "ray or vllm or slow"
+	$(BIN)/python -m pytest $(ALONE) && $(BIN)/python -m pytest -m "ray or vllm"
 
 test-fast: $(STAMP) ## The tests that start neither Ray nor vLLM
 	$(BIN)/python -m pytest $(FAST)

@@ -41,8 +41,10 @@ class Reports:
 
     def known(self, key: str) -> list[float | None]:
         """The column, None where a replica does not know it."""
-        missing = unknown(key)
-        return [None if value == missing else value for value in self.columns[key]]
+        missing, column = unknown(key), self.columns[key]
+        if missing not in column:
+            return list(column)
+        return [None if value == missing else value for value in column]
 
     def observations(self) -> list[ReplicaObservation]:
         """What each replica had seen, in the order of `names`."""
