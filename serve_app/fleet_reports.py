@@ -46,13 +46,16 @@ class Reports:
             return list(column)
         return [None if value == missing else value for value in column]
 
-    def observations(self) -> list[ReplicaObservation]:
-        """What each replica had seen, in the order of `names`."""
+    def observations(self, queued: float = 0.0) -> list[ReplicaObservation]:
+        """What each replica had seen, in the order of `names`; `queued` requests that have no
+        replica yet count as waiting, spread over all."""
         columns: list[list[Any]] = []
         for key in SEEN:
             column: list[Any] = self.columns[key] if key in _ALWAYS else self.known(key)
             if key in WHOLE:
                 column = [None if value is None else int(value) for value in column]
+            if key == "num_waiting" and queued > 0.0:
+                column = [value + queued / len(self) for value in column]
             columns.append(column)
         columns += [self._bins(keys) for keys in BINS.values()]
         keys = (*SEEN, *BINS)

@@ -197,13 +197,9 @@ def observe(context: Any, reports: Reports, now_s: float) -> Observation:
     """What the fleet tick sees. Requests that still wait in Ray's handles count as waiting, spread
     over all engines."""
     queued = max(0.0, float(context.total_queued_requests or 0.0))
-    each = queued / max(1, len(reports))
-    replicas = reports.observations()
-    if each > 0.0:
-        replicas = [replace(one, num_waiting=one.num_waiting + each) for one in replicas]
     return Observation(
         now_s=now_s,
-        replicas=tuple(replicas),
+        replicas=tuple(reports.observations(queued)),
         observed_replicas=context.current_num_replicas,
         requested_replicas=context.target_num_replicas,
         num_queued=queued,

@@ -139,7 +139,10 @@ def wish_of_fleet(  # noqa: PLR0913
     else:
         allowed = _allowed(settings, options) * math.exp(-memory.pressure)
         seen = outlooks(memory, now, options.unknown_growth)
-        least = min(_enough(known_of, one, allowed, bounds.max_replicas) for one in seen)
+        full_per_s = known.full_per_s
+        least = min(
+            _enough(known_of, full_per_s, one, allowed, bounds.max_replicas) for one in seen
+        )
         again = _again(known, memory, options)
         least = round(least * math.exp(CAUTION * memory.pressure))
         need = max(low, least, again)
@@ -200,7 +203,11 @@ def _note(now_per_s: float, memory: Memory, need: int) -> str:
 
 
 def _enough(
-    known_of: Callable[[int], Capability], outlook: Outlook, allowed: float, most: int
+    known_of: Callable[[int], Capability],
+    full_per_s: float,
+    outlook: Outlook,
+    allowed: float,
+    most: int,
 ) -> int:
     """The fewest replicas, each at full power, with which no more than the allowed share of all
     requests misses in the mean over the outlook, beyond what a fleet that has next to nothing to
@@ -216,7 +223,7 @@ def _enough(
         return float(weights @ np.interp(each, table.rates_per_s, table.missed_ratio[-1], right=1))
 
     mean_per_s = total / float(outlook.cases.sum())
-    idlest = math.ceil(mean_per_s / max(IDLE_SHARE * known_of(1).full_per_s, 1e-9))
+    idlest = math.ceil(mean_per_s / max(IDLE_SHARE * full_per_s, 1e-9))
     allowed = allowed * total + misses(max(idlest, 1))
     low, high = 1, max(most, 1)
     while low < high:
