@@ -19,7 +19,7 @@ _SIGNED = frozenset({"margin", "pace_margin"})
 # Two lengths to a value, in 64ths of a token: 1,000 replicas report all of this once a second.
 LENGTH_STEPS, LENGTH_SPAN = 64.0, float(1 << 26)
 BINS = {
-    name: tuple(f"{name}_{place}" for place in range(0, len(WEIGHTS), 2))
+    name: tuple(f"{name}_{place}_{place + 1}" for place in range(0, len(WEIGHTS), 2))
     for name in ("prompt_bins", "output_bins")
 }
 WHOLE = ("max_num_active_seqs", "pack_seqs", "pack_tokens")
