@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from policies.core.lengths import bins_of
+from policies.core.observe import RECENT_S
 from policies.core.types import SLO
 from policies.core.window import Window
 from serve_app.engine.step_link import StepEvent
@@ -21,7 +22,6 @@ if TYPE_CHECKING:  # it imports vLLM
 
 LENGTHS_KEPT = 512  # as many as a simulated replica remembers
 LENGTHS_EVERY_S = 10.0  # how often they are looked at, once they are known
-RECENT_S = 5.0
 Bins = tuple[float, ...]
 
 

@@ -18,6 +18,7 @@ from policies.core.types import (
 )
 
 CATCH_UP_S = 10.0  # a backlog is to be gone within this time
+RECENT_S = 5.0  # that `ReplicaObservation.recent_rate_per_s` covers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

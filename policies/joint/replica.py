@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from policies.core.memory import Memory, with_lengths, with_margins
-from policies.core.observe import View
+from policies.core.observe import RECENT_S, View
 from policies.core.types import ControlSettings, OperatingPoint, Reason, ReplicaObservation
 from policies.joint.options import JointOptions
 from policies.joint.tables import Capability, capability
 from policies.model.fitted import FittedModel
 
-RECENT_S = 5.0  # of `recent_rate_per_s`
 CROWDED_MORE = 3  # requests: small numbers fluctuate
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from policies.core.observe import RECENT_S
 from policies.core.types import ControlSettings
 from policies.sim.fleet_state import LEAST_OUTSTANDING
 from policies.sim.histogram import Histogram
@@ -30,7 +31,7 @@ class SimSettings:
     fleet_every: int = 1
     report_delay_s: float = 0.0
     horizon_s: float = 60.0
-    recent_s: float = 5.0
+    recent_s: float = RECENT_S
     tails_every: int = 5  # ticks between two looks at the measured percentiles
     limit_settle_s: float = 2.0
     meter_lag_s: float = 1.0
