@@ -41,9 +41,9 @@ from policies.peer_memory import Due, Misses, number
 from policies.peer_parts import (
     Ask,
     Limit,
-    Peer,
     Result,
     Wish,
+    WishingPeer,
     full_point,
     known_limits,
     shared,
@@ -86,7 +86,7 @@ class _Pending:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Agft(Peer):
+class Agft(WishingPeer):
     """Remembers what it has learned: one object per run. The same observations give the same
     decisions; nothing is drawn at random."""
 

@@ -40,7 +40,7 @@ from policies.model.fitted import FittedModel
 from policies.model.latency import LatencyModel
 from policies.model.service import ServiceTable, Workload, service_table
 from policies.peer_memory import Memo, number
-from policies.peer_parts import Ask, Peer, Wish
+from policies.peer_parts import Ask, Wish, WishingPeer
 
 Floats = NDArray[np.float64]
 BACKLOG_RATIO = 0.5  # of the TTFT target: computing what waits may take so long
@@ -96,7 +96,7 @@ def foresight_of(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Clairvoyant(Peer):
+class Clairvoyant(WishingPeer):
     """Remembers its plan: one object per run. `start_watts` None: the idle draw."""
 
     NAME: ClassVar[str] = "clairvoyant"

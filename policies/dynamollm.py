@@ -41,8 +41,8 @@ from policies.peer_memory import Due, Memo, Misses
 from policies.peer_parts import (
     Ask,
     Limit,
-    Peer,
     Wish,
+    WishingPeer,
     backlog_s,
     full_point,
     known_limits,
@@ -73,7 +73,7 @@ class _Epoch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DynamoLlm(Peer):
+class DynamoLlm(WishingPeer):
     """Remembers the epoch's load and each replica's last choice: one object per run."""
 
     NAME: ClassVar[str] = "dynamollm"

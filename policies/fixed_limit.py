@@ -18,9 +18,9 @@ from policies.core.types import (
 )
 from policies.peer_parts import (
     Ask,
-    Peer,
     Result,
     Wish,
+    WishingPeer,
     full_point,
     limit_at_least,
     with_replicas_of,
@@ -28,7 +28,7 @@ from policies.peer_parts import (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FixedLimit(Peer):
+class FixedLimit(WishingPeer):
     """`inner` chooses the replicas. A limit that is not allowed becomes the next higher one that
     is; above all of them: full power."""
 

@@ -40,9 +40,9 @@ from policies.peer_memory import Due, Memo, Misses, number
 from policies.peer_parts import (
     Ask,
     Limit,
-    Peer,
     Result,
     Wish,
+    WishingPeer,
     full_point,
     known_limits,
     rounded,
@@ -69,7 +69,7 @@ _Question = tuple[Load, SLO, Bounds, float, bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pals(Peer):
+class Pals(WishingPeer):
     """Remembers its feedback per replica: one object per run."""
 
     NAME: ClassVar[str] = "pals"

@@ -9,6 +9,7 @@ the replica's name.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -140,11 +141,8 @@ def with_replicas_of(
     return decision, replace(state, last_decision=decision)
 
 
-class Peer:
-    """A policy that says in `_wish` where it wants to go, asked for the fleet or for one replica.
-
-    `NAME`: in the catalog. Whoever follows another policy in some knobs says so in `_answer`.
-    """
+class Peer(ABC):
+    """A policy that is asked for the fleet or for one replica. `NAME`: in the catalog."""
 
     __slots__ = ()
     NAME: ClassVar[str]
@@ -164,11 +162,23 @@ class Peer:
         """What is wished for, inside bounds and free knobs. Never raises."""
         return self._answer(Ask(observation=observation, state=state, settings=settings, free=free))
 
+    @abstractmethod
+    def _answer(self, ask: Ask) -> Result:
+        """The decision."""
+
+
+class WishingPeer(Peer):
+    """A peer that says in `_wish` where it wants to go. Whoever follows another policy in some
+    knobs says so in `_answer`."""
+
+    __slots__ = ()
+
     def _answer(self, ask: Ask) -> Result:
         return decided(self.NAME, ask, self._wish)
 
+    @abstractmethod
     def _wish(self, ask: Ask, view: View) -> Wish:
-        raise NotImplementedError
+        """Where to go, and why."""
 
 
 def full_point(present: OperatingPoint, bounds: Bounds, limit: Limit = None) -> OperatingPoint:

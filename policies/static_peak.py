@@ -24,8 +24,8 @@ from policies.model.fitted import FittedModel
 from policies.peer_parts import (
     Ask,
     Limit,
-    Peer,
     Wish,
+    WishingPeer,
     fewest_replicas,
     limit_at_least,
 )
@@ -35,7 +35,7 @@ PEAK_WINDOW_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StaticPeak(Peer):
+class StaticPeak(WishingPeer):
     """`num_replicas` at all times, with the full batch; `power_limit_watts` None: full power. A
     limit that is not allowed becomes the next higher one that is."""
 

@@ -38,8 +38,8 @@ from policies.peer_memory import Memo, Misses, RecentMost, number
 from policies.peer_parts import (
     Ask,
     Limit,
-    Peer,
     Wish,
+    WishingPeer,
     backlog_s,
     fewest_replicas,
     full_point,
@@ -66,7 +66,7 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ThrottLlem(Peer):
+class ThrottLlem(WishingPeer):
     """Remembers the counts it wanted: one object per run."""
 
     NAME: ClassVar[str] = "throttllem"

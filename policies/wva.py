@@ -31,7 +31,7 @@ from policies.core.types import (
 from policies.model.fitted import FittedModel
 from policies.model.latency import mean_context_tokens
 from policies.peer_memory import Due, Memo, RecentMost, number
-from policies.peer_parts import Ask, Peer, Wish, full_point, rounded
+from policies.peer_parts import Ask, Wish, WishingPeer, full_point, rounded
 from policies.wva_queue import ReplicaQueue
 
 KV_THRESHOLD, QUEUE_THRESHOLD = 0.80, 5.0
@@ -49,7 +49,7 @@ class Saturation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wva(Peer):
+class Wva(WishingPeer):
     """`tail`: judge the wait at the SLO's percentile (True), or its mean as the original (False).
     Remembers its wishes: one object per run."""
 
