@@ -17,22 +17,14 @@ import pytest
 os.environ["RAY_AUTH_MODE"] = "disabled"
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders out
 
-from running_service import Service
+from running_service import started
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory):
     """`jouleserve serve`, ready to answer."""
-    service = Service(tmp_path_factory.mktemp("service"))
-    try:
-        service.wait_until_ready()
+    with started(tmp_path_factory.mktemp("service")) as service:
         yield service
-    finally:
-        try:
-            service.stop()
-        finally:
-            for process in service.processes():
-                process.kill()
 
 
 @pytest.fixture

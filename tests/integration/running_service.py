@@ -53,6 +53,21 @@ def alive(process):
     return False
 
 
+@contextlib.contextmanager
+def started(folder, edit=None, environment=None):
+    """A service that is ready to answer; nothing of it is left afterwards."""
+    service = Service(folder, edit, environment)
+    try:
+        service.wait_until_ready()
+        yield service
+    finally:
+        try:
+            service.stop()
+        finally:
+            for process in service.processes():
+                process.kill()
+
+
 class Service:
     """`jouleserve serve` on serve_config.yaml with a port of its own and one replica."""
 

@@ -28,7 +28,7 @@ from gpu_fleet import (
     visible_to,
 )
 from prometheus_client.parser import text_string_to_metric_families
-from running_service import Service, alive, eventually
+from running_service import alive, eventually, started
 from serve_checks import PARIS, check_books
 
 from serve_app.bench.options import BenchOptions
@@ -45,17 +45,9 @@ def fleet(tmp_path_factory):
     """(service, GPUs): two replicas answer and are on the ledger."""
     folder = tmp_path_factory.mktemp("fleet")
     gpus = FakeGpus(folder, 4)
-    service = Service(folder, two_replicas_with_a_gpu_each, gpus.environment)
-    try:
-        service.wait_until_ready()
+    with started(folder, two_replicas_with_a_gpu_each, gpus.environment) as service:
         eventually(lambda: len(gpu_rows(service)) == 2, 240, "two replicas report", every_s=1.0)
         yield service, gpus
-    finally:
-        try:
-            service.stop()
-        finally:
-            for process in service.processes():
-                process.kill()
 
 
 def metered_indices(service, gpus):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from running_service import DEPLOYMENT, MODEL, Service, eventually
+from running_service import DEPLOYMENT, MODEL, eventually, started
 from serve_checks import CHAT, PARIS
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -21,16 +21,8 @@ def may_sleep(config):
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    service = Service(tmp_path_factory.mktemp("zero"), may_sleep)
-    try:
-        service.wait_until_ready()
+    with started(tmp_path_factory.mktemp("zero"), may_sleep) as service:
         yield service
-    finally:
-        try:
-            service.stop()
-        finally:
-            for process in service.processes():
-                process.kill()
 
 
 def running(service):

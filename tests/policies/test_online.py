@@ -4,9 +4,9 @@ import json
 import math
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from control_cases import H100
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,8 +39,6 @@ from policies.model.online import (
     update,
 )
 
-DATA = json.loads((Path(__file__).parents[1] / "data" / "h100_llama8b.json").read_text())
-H100 = FittedModel.from_dict(DATA)
 SETTINGS = CorrectionSettings()
 NOISE = 0.03
 

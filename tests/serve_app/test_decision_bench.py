@@ -7,7 +7,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from small_model import MODEL
 
 from serve_app.decision_bench import ControllerBench, fleet_context, summary
-from serve_app.ray_policy import EnergyPolicy, latest_reports
+from serve_app.fleet_reports import latest_reports
+from serve_app.ray_policy import EnergyPolicy
 
 
 def given():

@@ -17,7 +17,8 @@ from policies.core.control import state_from_dict, state_to_dict
 from policies.core.lengths import bins_of
 from policies.core.types import Bounds, ControlSettings, ReplicaObservation
 from policies.model.online import Correction
-from serve_app.ray_policy import EnergyPolicy, latest_reports, observe
+from serve_app.fleet_reports import latest_reports
+from serve_app.ray_policy import EnergyPolicy, observe
 from serve_app.replica_report import REPORT, UNKNOWN_SIGNED, report
 
 DEPLOYMENT = DeploymentID(name="EnergyLLMServer:m", app_name="llm")
