@@ -4,8 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.jouleserve-installed
 CPU_PROFILE := docs/results/profile-smollm2-135m-cpu
-FAST := -m "not ray and not vllm and not slow" -n auto --maxprocesses 4
-ALONE := -m "not ray and not vllm" -n auto --maxprocesses 4
+PARALLEL := -n auto --maxprocesses 4
 DATA ?= ../shared/data
 # Nobody phones home, and no model hub is asked: the default model comes from a package.
 export HF_HUB_OFFLINE := 1
@@ -28,11 +27,11 @@ $(STAMP): pyproject.toml requirements/cpu-constraints.txt requirements/cpu-overr
 serve: $(STAMP) ## Serve the default model at http://127.0.0.1:8000 (Ctrl-C stops everything)
 	@exec $(BIN)/jouleserve serve serve_config.yaml
 
-test: $(STAMP) ## All tests: the fast ones, then those with real Ray and vLLM
-	$(BIN)/python -m pytest $(ALONE) && $(BIN)/python -m pytest -m "ray or vllm"
+test: $(STAMP) ## All tests: those without Ray and vLLM in parallel, then those with them
+	$(BIN)/python -m pytest -m "not ray and not vllm" $(PARALLEL) && $(BIN)/python -m pytest -m "ray or vllm"
 
-test-fast: $(STAMP) ## The tests that start neither Ray nor vLLM
-	$(BIN)/python -m pytest $(FAST)
+test-fast: $(STAMP) ## The quick ones of the tests that start neither Ray nor vLLM
+	$(BIN)/python -m pytest -m "not ray and not vllm and not slow" $(PARALLEL)
 
 check: $(STAMP) ## Linters, types, import rules, generated docs
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ import argparse
 import gc
 import json
 import math
-import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,10 +43,7 @@ class ControllerBench:
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         if not self._done:
             self._done = True
-            found = {
-                "process": os.getpid(),
-                "seconds": {count: self._play(count, context) for count in self._counts},
-            }
+            found = {count: self._play(count, context) for count in self._counts}
             new = self._out.with_suffix(".new")
             new.write_text(json.dumps(found), encoding="utf-8")
             new.replace(self._out)
@@ -108,7 +104,7 @@ def _reported(place: int, tick: int) -> dict[str, float]:
 
 
 def measure(counts: list[int], ticks: int) -> dict[str, Any]:
-    """What `ControllerBench` writes; starts and stops Ray. TimeoutError after five minutes."""
+    """Seconds of every tick by fleet size; starts and stops Ray. TimeoutError after 5 minutes."""
     import ray
     from ray import serve
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
@@ -147,10 +143,10 @@ class _Nothing:
 
 
 def summary(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Per fleet: replicas, median, p99, maximum and target in seconds. The first tick, which
-    compiles nothing but makes the first table, counts like the others."""
+    """Per fleet: replicas, median, p99, maximum and target in seconds, over all ticks, the first
+    among them."""
     rows = []
-    for count, seconds in found["seconds"].items():
+    for count, seconds in found.items():
         ordered = sorted(seconds)
         rows.append(
             {
