@@ -125,16 +125,9 @@ class EnergySlo:
         self, observation: Observation, view: View, settings: ControlSettings
     ) -> Decision:
         """Nobody is there: one replica as soon as somebody asks."""
-        present, asked = view.present, observation.num_queued > 0.0
-        wanted = replace(present, num_replicas=max(present.num_replicas, int(asked)))
-        return Decision(
-            time_s=view.now_s,
-            policy=NAME,
-            reason=Reason.SLO_AT_RISK if asked else Reason.NO_TRAFFIC,
-            present=present,
-            proposed=wanted,
-            chosen=clamp(wanted, present, settings.bounds),
-        )
+        present, asked = view.present.num_replicas, observation.num_queued > 0.0
+        reason = Reason.SLO_AT_RISK if asked else Reason.NO_TRAFFIC
+        return _sized(view, settings, max(present, int(asked)), reason)
 
     def _learn(
         self,
@@ -185,24 +178,16 @@ class EnergySlo:
     ) -> tuple[ControlState, Decision | None]:
         """What is needed while nobody knows lengths: what there is, but no replica once nobody has
         asked for as long as a start costs, where that is allowed."""
-        model, present = self.model, view.present
+        model = self.model
         if not isinstance(model, FittedModel) or Knob.NUM_REPLICAS not in free:
             return state, None
         silent = not view.traffic and observation.num_queued <= 0.0 and not view.partial
-        need = 0 if silent and settings.bounds.min_replicas == 0 else present.num_replicas
+        need = 0 if silent and settings.bounds.min_replicas == 0 else view.present.num_replicas
         memory = needing(state.memory, view, need, model, settings=settings, options=self.options)
         state = replace(state, memory=memory)
         if memory.needs[0][1] > 0:
             return state, None
-        decision = Decision(
-            time_s=view.now_s,
-            policy=NAME,
-            reason=Reason.NO_TRAFFIC,
-            present=present,
-            proposed=replace(present, num_replicas=0),
-            chosen=clamp(replace(present, num_replicas=0), present, settings.bounds),
-        )
-        return state, decision
+        return state, _sized(view, settings, 0, Reason.NO_TRAFFIC)
 
     def _wish(
         self,
@@ -231,3 +216,17 @@ class EnergySlo:
             predicted_present=predict_or_none(question, decision.present),
             predicted_chosen=predict_or_none(question, decision.chosen),
         )
+
+
+def _sized(view: View, settings: ControlSettings, num_replicas: int, reason: Reason) -> Decision:
+    """The present point with another number of replicas."""
+    present = view.present
+    wanted = replace(present, num_replicas=num_replicas)
+    return Decision(
+        time_s=view.now_s,
+        policy=NAME,
+        reason=reason,
+        present=present,
+        proposed=wanted,
+        chosen=clamp(wanted, present, settings.bounds),
+    )
