@@ -235,7 +235,7 @@ class Cell:
         return found.hexdigest()[:16]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # a cell's seeds
 def _block(spec: str, options: TraceOptions, seed: int) -> Block:
     return joined(load_trace(spec, options, seed=seed).blocks())
 

@@ -274,8 +274,9 @@ def tuned_clairvoyant(lab: Lab, bench: Bench) -> Tuned:
 
 
 def judged(lab: Lab, bench: Bench, spec: PolicySpec) -> Outcome:
-    """What peers and the clairvoyant run are judged by: all of it, or a sampled cell's excerpts."""
-    return lab.excerpts(bench, spec) if bench.cell.sampled else lab.outcome(bench, spec)
+    """What peers and the clairvoyant run are judged by: all of it at one seed, or a sampled cell's
+    excerpts."""
+    return lab.excerpts(bench, spec) if bench.cell.sampled else lab.one(bench, spec)
 
 
 def _tuned(  # noqa: PLR0913, PLR0917
