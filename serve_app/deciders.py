@@ -17,7 +17,9 @@ from policies.model.fitted import FittedModel
 from policies.model.online import Correction
 from serve_app.settings import EnergySettings, find_profile, read_yaml
 
-__all__ = ["POLICIES", "Serving", "load_profile", "policy_for"]
+__all__ = ["POLICIES", "RAY_DEFAULT", "Serving", "load_profile", "policy_for"]
+
+RAY_DEFAULT = "ray_default"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +60,12 @@ def policy_for(
             max_num_active_seqs=choice.max_num_active_seqs,
             power_limit_watts=None,
         )
-    if choice.name == "ray_default":
+    if choice.name == RAY_DEFAULT:
         if ray_default is None:
             return make_policy(
                 "static", num_replicas=None, max_num_active_seqs=None, power_limit_watts=None
             )
-        return make_policy("ray_default", desired_num_replicas=ray_default)
+        return make_policy(RAY_DEFAULT, desired_num_replicas=ray_default)
     options = _options(settings, serving or Serving())
     policy = EnergySlo(model=model, options=options)
     return policy if correction is None else policy.corrected(correction)

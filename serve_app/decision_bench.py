@@ -20,6 +20,7 @@ from typing import Any
 
 from policies.core.lengths import bins_of
 from policies.core.types import Bounds, ControlSettings, ReplicaObservation
+from policies.model.online import Correction
 from serve_app.ray_policy import EnergyPolicy
 from serve_app.replica_report import report
 
@@ -86,7 +87,7 @@ def fleet_context(context: Any, count: int, tick: int, state: dict[str, Any]) ->
     )  # fmt: skip
 
 
-def _reported(place: int, tick: int) -> dict[str, float]:
+def _reported(place: int, tick: int) -> dict[str, int]:
     rate = 8.0 * (1.0 + math.sin(tick / 95.0) / 3.0) * (1.0 + 0.001 * place)
     assert _PROMPTS is not None
     assert _OUTPUTS is not None
@@ -99,8 +100,8 @@ def _reported(place: int, tick: int) -> dict[str, float]:
         num_late=8.0 + 0.05 * tick, num_slow=2.0, margin=0.02, pace_margin=-0.01,
         prompt_bins=tuple(longer * one for one in _PROMPTS), output_bins=_OUTPUTS,
     )  # fmt: skip
-    values = report(seen, _CONTROL, max_num_batched_tokens=2048)
-    return values | {"step_time_ratio": math.exp(0.01 * (tick // 60))}
+    learned = Correction(step_time_ratio=math.exp(0.01 * (tick // 60)))
+    return report(seen, _CONTROL, learned, max_num_batched_tokens=2048)
 
 
 def measure(counts: list[int], ticks: int) -> dict[str, Any]:

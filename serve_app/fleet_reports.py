@@ -1,123 +1,120 @@
-"""The newest reports of all replicas as columns, as the controller reads them once a second.
-
-A thousand replicas send some 40 values each: what is done per value must be done by the
-interpreter's own loops.
-"""
+"""The newest reports of all replicas as a table, as the controller reads them once a second."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policies.core.lengths import WEIGHTS
 from policies.core.types import ReplicaObservation
-from policies.model.online import Correction
-from serve_app.replica_report import (
-    BINS,
-    LENGTH_SPAN,
-    LENGTH_STEPS,
-    REPORT,
-    SEEN,
-    WHOLE,
-    unknown,
-)
+from policies.model.bias import CorrectionSettings
+from policies.model.online import Correction, median_correction
+from serve_app.replica_report import ALWAYS, BINS, KEY, SEEN, VALUES, WHOLE, is_report, read
 
-_ALWAYS = frozenset({"num_running", "num_waiting", "arrival_rate_per_s"})
+_PLACE = {name: place for place, name in enumerate(VALUES)}
+_ALWAYS = [_PLACE[name] for name in ALWAYS]
+_LEARNED = [_PLACE[name] for name in ("step_time_ratio", "energy_ratio", "at_bound")]
+_MOST = 1e9  # of what is counted in whole numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Reports:
-    """One place per replica in every column. `times_s`: the wall clock of the report."""
+    """One row per replica, in the order of `names`; a column per value of a report, NaN where a
+    replica does not know it. `times_s`: the wall clock of the report."""
 
     names: tuple[str, ...] = ()
     times_s: tuple[float, ...] = ()
-    columns: Mapping[str, list[float]]
+    values: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def known(self, key: str) -> list[float | None]:
-        """The column, None where a replica does not know it."""
-        missing, column = unknown(key), self.columns[key]
-        if missing not in column:
-            return list(column)
-        return [None if value == missing else value for value in column]
+    def column(self, key: str) -> NDArray[np.float64]:
+        """One value of every replica."""
+        return np.asarray(self.values[:, _PLACE[key]])
+
+    def least(self, key: str) -> float:
+        """The smallest of a value that always is there. Raises ValueError without replicas."""
+        return float(self.column(key).min())
+
+    def most(self, key: str) -> float:
+        """The largest of a value that always is there. Raises ValueError without replicas."""
+        return float(self.column(key).max())
+
+    def known(self, key: str) -> list[float]:
+        """One value of the replicas that know it."""
+        column = self.column(key)
+        return list(column[~np.isnan(column)].tolist())
 
     def observations(self, queued: float = 0.0) -> list[ReplicaObservation]:
-        """What each replica had seen, in the order of `names`; `queued` requests that have no
-        replica yet count as waiting, spread over all."""
-        columns: list[list[Any]] = []
-        for key in SEEN:
-            column: list[Any] = self.columns[key] if key in _ALWAYS else self.known(key)
-            if key in WHOLE:
-                column = [None if value is None else int(value) for value in column]
-            if key == "num_waiting" and queued > 0.0:
-                column = [value + queued / len(self) for value in column]
-            columns.append(column)
-        columns += [self._bins(keys) for keys in BINS.values()]
-        keys = (*SEEN, *BINS)
+        """What each replica had seen; `queued` requests that have no replica yet count as waiting,
+        spread over all."""
+        seen = self.values[:, : len(SEEN)]
+        if queued > 0.0 and len(self):
+            seen = seen.copy()
+            seen[:, _PLACE["num_waiting"]] += queued / len(self)
+        whole = [_PLACE[name] for name in WHOLE]
+        cells = seen.astype(object)
+        cells[:, whole] = np.nan_to_num(seen[:, whole]).clip(0.0, _MOST).astype(np.int64)
+        cells[np.isnan(seen)] = None
+        bins = [self._bins(name) for name in BINS]
+        return list(map(ReplicaObservation, self.names, self.times_s, *cells.T.tolist(), *bins))
+
+    def correction(
+        self, now_s: float, stale_after_s: float, settings: CorrectionSettings
+    ) -> Correction:
+        """What the steps of the replicas with a fresh report say about the model, as
+        `fleet_correction` has it."""
+        fresh = np.abs(now_s - np.array(self.times_s)) <= stale_after_s
+        table = self.values[fresh][:, _LEARNED]
+        table = table[np.isfinite(table[:, :2]).any(axis=1)]
+        return median_correction(
+            table[:, 0].tolist(),
+            table[:, 1].tolist(),
+            settings,
+            at_bound=bool(2 * np.count_nonzero(table[:, 2] > 0.0) > len(table)),
+        )
+
+    def _bins(self, name: str) -> list[tuple[float, ...] | None]:
+        first = _PLACE[f"{name}_0"]
+        table = self.values[:, first : first + len(WEIGHTS)]
+        missing: Any = np.isnan(table).any(axis=1)
         return [
-            ReplicaObservation(replica=name, time_s=time_s, **dict(zip(keys, values, strict=True)))
-            for name, time_s, *values in zip(self.names, self.times_s, *columns, strict=True)
+            None if nothing else tuple(row)
+            for row, nothing in zip(table.tolist(), missing, strict=True)
         ]
 
-    def corrections(self) -> list[Correction]:
-        """What the steps of each replica say about the model."""
-        return [
-            Correction(step_time_ratio=time, energy_ratio=energy, at_bound=bound > 0.0)
-            for time, energy, bound in zip(
-                self.known("step_time_ratio"),
-                self.known("energy_ratio"),
-                self.columns["at_bound"],
-                strict=True,
-            )
-        ]
 
-    def _bins(self, keys: tuple[str, ...]) -> list[tuple[float, ...] | None]:
-        pairs = np.array([self.columns[key] for key in keys])
-        first = np.floor(pairs / LENGTH_SPAN)
-        both = np.stack((first, pairs - first * LENGTH_SPAN), axis=1) / LENGTH_STEPS
-        rows = both.reshape(2 * len(keys), -1)[: len(WEIGHTS)].T.tolist()
-        missing = pairs[0] == unknown(keys[0])
-        return [None if nothing else tuple(row) for row, nothing in zip(rows, missing, strict=True)]
-
-
-NOTHING = Reports(columns={name: [] for name in REPORT})
+NOTHING = Reports(values=np.empty((0, len(VALUES))))
 
 
 def latest_reports(context: Any) -> Reports:
-    """The newest report of each replica, by name. Who lacks a value, or is not counted as running
-    by Ray any more, is left out."""
-    raw = context.raw_metrics or {}
-    series = [raw.get(name) or {} for name in REPORT]
-    running = {str(getattr(r, "unique_id", r)) for r in context.running_replicas or ()}
-    ids, columns, times = _newest(series)
-    names = [str(getattr(one, "unique_id", one)) for one in ids]
-    order = sorted(
-        (place for place, name in enumerate(names) if not running or name in running),
-        key=names.__getitem__,
+    """The newest report of each replica, by name. Who sends none of this release, lacks a value
+    that always is there, or is not counted as running by Ray any more, is left out."""
+    series = (context.raw_metrics or {}).get(KEY) or {}
+    running = {_name(one) for one in context.running_replicas or ()}
+    newest = {_name(one): entries[-1] for one, entries in series.items() if entries}
+    names = sorted(
+        name
+        for name, entry in newest.items()
+        if (name in running or not running) and is_report(entry.value)
     )
-    if order != list(range(len(ids))):
-        names = [names[place] for place in order]
-        times = [times[place] for place in order]
-        columns = [[column[place] for place in order] for column in columns]
+    if not names:
+        return NOTHING
+    values = read([newest[name].value for name in names])
+    whole: Any = np.isfinite(values[:, _ALWAYS]).all(axis=1)
+    if not whole.all():
+        names = [name for name, good in zip(names, whole, strict=True) if good]
+        values = values[whole]
     return Reports(
-        names=tuple(names), times_s=tuple(times), columns=dict(zip(REPORT, columns, strict=True))
+        names=tuple(names),
+        times_s=tuple(newest[name].timestamp for name in names),
+        values=values,
     )
 
 
-def _newest(
-    series: list[Mapping[Any, list[Any]]],
-) -> tuple[list[Any], list[list[Any]], list[float]]:
-    """Whom every series knows, the last values of each series for them, and since when the older of
-    the first and the last are there: a replica sends all at once."""
-    ids = list(series[0])
-    if not all(list(one) == ids and all(one.values()) for one in series):  # Ray keeps one order
-        ids = [one for one in ids if all(each.get(one) for each in series)]
-        series = [{one: each[one] for one in ids} for each in series]
-    values = [[entries[-1].value for entries in one.values()] for one in series]
-    ends = [[entries[-1].timestamp for entries in one.values()] for one in (series[0], series[-1])]
-    return ids, values, list(map(min, *ends))
+def _name(replica: Any) -> str:
+    return str(getattr(replica, "unique_id", replica))

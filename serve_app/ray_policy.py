@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from policies.core.control import decision_to_dict, state_from_dict, state_to_dict
+from policies.core.control import Policy, decision_to_dict, state_from_dict, state_to_dict
 from policies.core.types import (
     SLO,
     Bounds,
@@ -31,8 +31,8 @@ from policies.core.types import (
     Observation,
 )
 from policies.model.fitted import FittedModel
-from policies.model.online import Correction, fleet_correction
-from serve_app.deciders import Serving, policy_for
+from policies.model.online import Correction
+from serve_app.deciders import RAY_DEFAULT, Serving, policy_for
 from serve_app.fleet_reports import NOTHING, Reports, latest_reports
 from serve_app.replica_report import MODES
 from serve_app.settings import parse_energy
@@ -83,6 +83,8 @@ class EnergyPolicy:
         self._evaluated_s: float | None = None
         self._wanted = 0
         self._last_logged: tuple[Any, ...] = ()
+        self._written: tuple[dict[str, Any] | None, ControlState] = (None, ControlState())
+        self._asked: tuple[tuple[Correction, Serving], Policy] | None = None
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """(wanted replicas, policy state). Never raises, never blocks."""
@@ -101,6 +103,7 @@ class EnergyPolicy:
                 return held, state  # starting, or just redeployed: nothing is known yet
             decision, control = self._decide(context, reports, state, now_s)
             state[_STATE_KEY] = state_to_dict(control)
+            self._written = (state[_STATE_KEY], control)
             self._times.add(time.perf_counter() - began_s)
             state[_TIMES_KEY] = asdict(self._times)
             self._wanted = decision.chosen.num_replicas
@@ -119,26 +122,34 @@ class EnergyPolicy:
     ) -> tuple[Decision, ControlState]:
         observation = observe(context, reports, now_s)
         settings = self._settings(context, reports)
-        control = state_from_dict(state[_STATE_KEY]) if _STATE_KEY in state else ControlState()
-        correction = self._correction(observation, reports)
-        budgets = reports.known("max_num_batched_tokens")
-        tokens = min((one for one in budgets if one), default=math.inf)
-        serving = Serving(
-            packed=self._packed, max_num_batched_tokens=int(tokens) if tokens < math.inf else None
-        )
-        policy = policy_for(
-            self._energy, self._model, partial(_ray_default, context), correction, serving
-        )
-        return policy.decide(observation, control, settings, _FREE)
-
-    def _correction(self, observation: Observation, reports: Reports) -> Correction:
-        """What the steps of the replicas with a fresh report say about the model."""
-        stale_after_s = self._energy.policy.stale_after_s
-        each = zip(reports.corrections(), reports.times_s, strict=True)
-        return fleet_correction(
-            (one for one, time_s in each if abs(observation.now_s - time_s) <= stale_after_s),
+        control = self._control(state)
+        correction = reports.correction(
+            now_s,
+            self._energy.policy.stale_after_s,
             self._energy.model_correction.to_correction_settings(),
         )
+        tokens = min(reports.known("max_num_batched_tokens"), default=0.0)
+        serving = Serving(packed=self._packed, max_num_batched_tokens=int(tokens) or None)
+        policy = self._policy(context, correction, serving)
+        return policy.decide(observation, control, settings, _FREE)
+
+    def _control(self, state: dict[str, Any]) -> ControlState:
+        """The state that was written down; the one it was, where Ray hands back the same."""
+        written, control = self._written
+        if written is None or state.get(_STATE_KEY) is not written:
+            return state_from_dict(state.get(_STATE_KEY))
+        return control
+
+    def _policy(self, context: Any, correction: Correction, serving: Serving) -> Policy:
+        """The policy that was asked last time, as long as it would be made the same."""
+        made = (correction, serving)
+        if self._asked is not None and self._asked[0] == made:
+            return self._asked[1]
+        rays_own = partial(_ray_default, context)
+        policy = policy_for(self._energy, self._model, rays_own, correction, serving)
+        # That one knows the context of this tick.
+        self._asked = None if self._energy.policy.name == RAY_DEFAULT else (made, policy)
+        return policy
 
     def _settings(self, context: Any, reports: Reports) -> ControlSettings:
         """Start-time settings, Ray's bounds, and the SLO and mode that the replicas have in force
@@ -153,21 +164,20 @@ class EnergyPolicy:
                 before.bounds, min_replicas=bounds.min_replicas, max_replicas=bounds.max_replicas
             )
             return replace(before, bounds=kept)
-        live = reports.columns
         bounds = replace(
             bounds,
-            min_active_seqs=int(min(live["min_active_seqs"])),
-            max_num_seqs=int(min(live["max_num_seqs"])),
+            min_active_seqs=int(reports.least("min_active_seqs")),
+            max_num_seqs=int(reports.least("max_num_seqs")),
         )
         slo = SLO(
-            ttft_s=min(live["slo_ttft_s"]),
-            tpot_s=min(live["slo_tpot_s"]),
-            percentile=max(live["slo_percentile"]),
+            ttft_s=reports.least("slo_ttft_s"),
+            tpot_s=reports.least("slo_tpot_s"),
+            percentile=reports.most("slo_percentile"),
         )
         self._in_force = replace(
             self._energy.to_control_settings(bounds),
             slo=slo,
-            mode=MODES[int(min(live["mode"]))],
+            mode=MODES[int(reports.least("mode"))],
         )
         return self._in_force
 

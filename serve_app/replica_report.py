@@ -1,33 +1,36 @@
-"""A replica's report to the fleet tick and back: floats under fixed names, as Ray carries them.
+"""A replica's report to the fleet tick and back: one number, as Ray carries nothing else.
 
-Ray drops a replica's stats for good when one return is malformed, so a report always has the same
-keys. "Not known" is -1, or -1e9 for what may be negative.
+Ray takes a dict of numbers from a replica, keeps each name as a series of objects of its own, and
+sends, stores and sorts them one by one inside the controller. A thousand replicas with some fifty
+values each would keep it busy (ADR 0011). Python's integers are as long as one likes, so all values
+of a report are the bytes of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from policies.core.lengths import WEIGHTS
 from policies.core.types import ControlSettings, Mode, ReplicaObservation
 from policies.model.online import Correction
 
-UNKNOWN, UNKNOWN_SIGNED = -1.0, -1e9
+KEY = "jouleserve_report"
 MODES = (Mode.OFF, Mode.ADVISORY, Mode.ACTIVE)
-_SIGNED = frozenset({"margin", "pace_margin"})
-# Two lengths to a value, in 64ths of a token: 1,000 replicas report all of this once a second.
-LENGTH_STEPS, LENGTH_SPAN = 64.0, float(1 << 26)
-BINS = {
-    name: tuple(f"{name}_{place}_{place + 1}" for place in range(0, len(WEIGHTS), 2))
-    for name in ("prompt_bins", "output_bins")
-}
+BINS = ("prompt_bins", "output_bins")
 WHOLE = ("max_num_active_seqs", "pack_seqs", "pack_tokens")
-_OF_REPLICA = tuple(
-    item.name for item in fields(ReplicaObservation) if item.name not in {"replica", "time_s"}
+SEEN = tuple(
+    item.name
+    for item in fields(ReplicaObservation)
+    if item.name not in {"replica", "time_s", *BINS}
 )
-SEEN = tuple(name for name in _OF_REPLICA if name not in BINS)
-_IN_FORCE = (
+IN_FORCE = (
     "min_active_seqs",
     "max_num_seqs",
     "slo_ttft_s",
@@ -39,7 +42,11 @@ _IN_FORCE = (
     "at_bound",
     "max_num_batched_tokens",
 )
-REPORT = (*SEEN, *BINS["prompt_bins"], *BINS["output_bins"], *_IN_FORCE)
+VALUES = (*SEEN, *IN_FORCE, *(f"{name}_{place}" for name in BINS for place in range(len(WEIGHTS))))
+ALWAYS = ("num_running", "num_waiting", "arrival_rate_per_s", *IN_FORCE[:6], "at_bound")
+_LAYOUT = struct.Struct(f"<{len(VALUES)}d")
+_VERSION = 1  # the first byte, never 0: replicas of another release may stand beside these
+_ROW = np.dtype([("version", "u1"), ("values", "<f8", (len(VALUES),))])
 
 
 def report(
@@ -47,40 +54,41 @@ def report(
     settings: ControlSettings,
     correction: Correction | None = None,
     max_num_batched_tokens: int | None = None,
-) -> dict[str, float]:
-    """A replica's autoscaling stats; its caps stand in `settings.bounds`."""
+) -> dict[str, int]:
+    """A replica's autoscaling stats; its caps stand in `settings.bounds`. What is None is not
+    known to the reader either."""
     learned = correction or Correction()
-    values: dict[str, float | int | None] = {name: getattr(observation, name) for name in SEEN}
-    for name, keys in BINS.items():
-        bins = getattr(observation, name)
-        known = bins is not None and len(bins) == len(WEIGHTS)
-        values |= dict(zip(keys, _in_pairs(bins), strict=True)) if known else dict.fromkeys(keys)
-    values |= {
-        "min_active_seqs": settings.bounds.min_active_seqs,
-        "max_num_seqs": settings.bounds.max_num_seqs,
-        "slo_ttft_s": settings.slo.ttft_s,
-        "slo_tpot_s": settings.slo.tpot_s,
-        "slo_percentile": settings.slo.percentile,
-        "mode": MODES.index(settings.mode),
-        "step_time_ratio": learned.step_time_ratio,
-        "energy_ratio": learned.energy_ratio,
-        "at_bound": learned.at_bound,
-        "max_num_batched_tokens": max_num_batched_tokens,
-    }
-    return {
-        name: unknown(name) if value is None else float(value) for name, value in values.items()
-    }
-
-
-def _in_pairs(bins: Sequence[float]) -> list[float]:
-    """Each two as one whole number below 2^52, which a float holds exactly."""
-    whole = [min(round(max(one, 0.0) * LENGTH_STEPS), LENGTH_SPAN - 1.0) for one in bins]
-    whole += [0.0] * (len(whole) % 2)
-    return [
-        first * LENGTH_SPAN + second for first, second in zip(whole[::2], whole[1::2], strict=True)
+    values: list[float | None] = [getattr(observation, name) for name in SEEN]
+    values += [
+        settings.bounds.min_active_seqs,
+        settings.bounds.max_num_seqs,
+        settings.slo.ttft_s,
+        settings.slo.tpot_s,
+        settings.slo.percentile,
+        MODES.index(settings.mode),
+        learned.step_time_ratio,
+        learned.energy_ratio,
+        learned.at_bound,
+        max_num_batched_tokens,
     ]
+    for name in BINS:
+        bins: Sequence[float] | None = getattr(observation, name)
+        known = bins is not None and len(bins) == len(WEIGHTS)
+        values += bins if bins is not None and known else [None] * len(WEIGHTS)
+    return written(math.nan if value is None else value for value in values)
 
 
-def unknown(key: str) -> float:
-    """What stands for "not known"."""
-    return UNKNOWN_SIGNED if key in _SIGNED else UNKNOWN
+def written(values: Iterable[float]) -> dict[str, int]:
+    """The values, in the order of `VALUES`, as the one number; NaN is "not known"."""
+    return {KEY: int.from_bytes(bytes([_VERSION]) + _LAYOUT.pack(*values), "big")}
+
+
+def is_report(value: Any) -> bool:
+    """Whether a number is a report of this release."""
+    return isinstance(value, int) and value >> (8 * _LAYOUT.size) == _VERSION
+
+
+def read(reports: Sequence[int]) -> NDArray[np.float64]:
+    """The values of reports, (replicas, values): NaN where one is not known."""
+    rows = b"".join(one.to_bytes(_ROW.itemsize, "big") for one in reports)
+    return np.asarray(np.frombuffer(rows, dtype=_ROW)["values"], dtype=np.float64)

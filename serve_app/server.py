@@ -187,7 +187,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             log.error("refused, the settings in force stay: %s", error)  # noqa: TRY400 - one line
         await self._loop.tick()
 
-    async def record_autoscaling_stats(self) -> dict[str, float]:
+    async def record_autoscaling_stats(self) -> dict[str, int]:
         """The replica's report to the fleet tick."""
         replica = self._replica
         seen: ReplicaObservation = replica.observe(time.monotonic())

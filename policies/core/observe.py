@@ -45,9 +45,9 @@ def observe(observation: Observation, state: ControlState, settings: ControlSett
         if abs(observation.now_s - one.time_s) <= settings.stale_after_s
     )
     seen = replace(observation, replicas=fresh)
-    load = fleet_load(seen)
-    last = state.last_decision.load if state.last_decision is not None else None
     rate_per_s = demand_per_s(fresh)
+    load = _load(fresh, rate_per_s)
+    last = state.last_decision.load if state.last_decision is not None else None
     if load is None and rate_per_s > 0.0 and last is not None:
         load = replace(last, arrival_rate_per_s=rate_per_s)
     return View(
@@ -95,14 +95,16 @@ def fleet_load(observation: Observation) -> Load | None:
     what keeps arriving, and 10 s is the time given to it. None when nothing arrives, or no replica
     knows its lengths. A value that is no finite number >= 0 counts as not reported.
     """
-    rate_per_s = demand_per_s(observation.replicas)
-    prompt_tokens = _weighted(
-        (one.arrival_rate_per_s, one.prompt_tokens) for one in observation.replicas
-    )
-    output_tokens = _weighted(
-        (one.arrival_rate_per_s, one.output_tokens) for one in observation.replicas
-    )
-    if rate_per_s <= 0.0 or prompt_tokens is None or output_tokens is None:
+    return _load(observation.replicas, demand_per_s(observation.replicas))
+
+
+def _load(replicas: tuple[ReplicaObservation, ...], rate_per_s: float) -> Load | None:
+    if rate_per_s <= 0.0:
+        return None
+    rates = [_count(one.arrival_rate_per_s) for one in replicas]
+    prompt_tokens = _weighted(rates, [one.prompt_tokens for one in replicas])
+    output_tokens = _weighted(rates, [one.output_tokens for one in replicas])
+    if prompt_tokens is None or output_tokens is None:
         return None
     return Load(
         arrival_rate_per_s=rate_per_s,
@@ -128,19 +130,19 @@ def misses(replicas: Iterable[ReplicaObservation], slo: SLO) -> tuple[bool, bool
 
 
 def _count(value: float | None) -> float:
-    return value if value is not None and math.isfinite(value) and value > 0.0 else 0.0
+    return value if value is not None and 0.0 < value < math.inf else 0.0
 
 
-def _weighted(pairs: Iterable[tuple[float, float | None]]) -> float | None:
-    """The mean of the second values weighted by the first; evenly where all weights are 0."""
+def _weighted(weights: list[float], values: list[float | None]) -> float | None:
+    """The mean of the values weighted by the first; evenly where all weights are 0."""
     known = [
-        (_count(weight), value)
-        for weight, value in pairs
-        if value is not None and math.isfinite(value) and value >= 0.0
+        (weight, value)
+        for weight, value in zip(weights, values, strict=True)
+        if value is not None and 0.0 <= value < math.inf
     ]
     if not known:
         return None
-    total = math.fsum(weight for weight, _ in known)
+    total = math.fsum([weight for weight, _ in known])
     if total <= 0.0:
-        return math.fsum(value for _, value in known) / len(known)
-    return math.fsum(weight * value for weight, value in known) / total
+        return math.fsum([value for _, value in known]) / len(known)
+    return math.fsum([weight * value for weight, value in known]) / total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields
 from enum import Enum
 from typing import Any
 
@@ -38,22 +38,25 @@ def decision_to_dict(decision: Decision) -> dict[str, Any]:
     return flat
 
 
-_NO_MEMORY = Memory()
-
-
 def state_to_dict(state: ControlState) -> dict[str, Any]:
     """JSON-able data that `state_from_dict` reads back exactly."""
-    # A memory is flat: numbers, and tuples of numbers. `asdict` would copy each of them.
-    memory = {item.name: getattr(state.memory, item.name) for item in fields(Memory)}
-    data = {**asdict(replace(state, memory=_NO_MEMORY)), "memory": memory}
+    data = {"schema_version": SCHEMA_VERSION, **_values(state), "memory": _values(state.memory)}
     if state.last_decision is not None:
-        decision = data["last_decision"]
-        decision["notes"] = list(decision["notes"])
-        decision["reason"] = state.last_decision.reason.value
-        for name in ("predicted_present", "predicted_chosen"):
-            if decision[name] is not None:
-                decision[name]["binding"] = decision[name]["binding"].value
-    return {"schema_version": SCHEMA_VERSION, **data}
+        decision = _values(state.last_decision)
+        for name, value in decision.items():
+            if isinstance(value, OperatingPoint | Prediction | Load):
+                decision[name] = _values(value)
+        data["last_decision"] = decision
+    return data
+
+
+def _values(part: Any) -> dict[str, Any]:
+    """Its fields, one level deep: numbers, words, and tuples of numbers are as good as copied."""
+    found = {item.name: getattr(part, item.name) for item in fields(part)}
+    for name, value in found.items():
+        if isinstance(value, Enum):
+            found[name] = value.value
+    return found
 
 
 def state_from_dict(data: Mapping[str, Any] | None) -> ControlState:

@@ -106,7 +106,7 @@ class Binding(StrEnum):
     TPOT = "tpot"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)  # by position as well: a controller makes a thousand a second
 class ReplicaObservation:
     """One replica as seen at `time_s`. Rates and lengths over the replica's own window; None where
     the window holds no sample. `power_limit_watts` is the *enforced* limit, read back."""

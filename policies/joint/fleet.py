@@ -20,7 +20,7 @@ from policies.core.types import (
 )
 from policies.joint.options import JointOptions
 from policies.joint.replica import Wish, load_now
-from policies.joint.tables import Capability, capability
+from policies.joint.tables import Capability, capability, pool_of
 from policies.model.fitted import FittedModel
 
 FLEET_MARGIN = 0.3  # beyond, misses tell of replicas that came late, not of slow ones
@@ -126,9 +126,13 @@ def wish_of_fleet(  # noqa: PLR0913
     """Enough replicas for the load that is to be expected within a cold start, more where that is
     cheaper, fewer once nobody has needed them for as long as a start costs in idle energy (the
     break-even rule of ski rental: at most twice what a clairvoyant would pay)."""
+    tables: dict[int, Capability] = {}
 
-    def known_of(pool: int) -> Capability:
-        return capability(model, memory, settings, options, pool)
+    def known_of(replicas: int) -> Capability:
+        pool = pool_of(replicas)
+        if pool not in tables:
+            tables[pool] = capability(model, memory, settings, options, pool)
+        return tables[pool]
 
     known = known_of(observation.pool_replicas)
     bounds, present = settings.bounds, view.present

@@ -86,10 +86,15 @@ def capability(
         max_num_seqs=bounds.max_num_seqs,
         time_ratio=max(first, 1.0) * spare,
         pace_ratio=max(pace, 1.0) * spare,
-        pool=max(one for one in POOLS if one <= max(pool, 1)),
+        pool=pool_of(pool),
     )
     allowed = (1.0 - slo.percentile) * options.allowed_share
     return _capability(model, (*bounds.power_limits_watts, None), workload, allowed)
+
+
+def pool_of(replicas: int) -> int:
+    """The pool that tables are made for: of two that share one, neither is asked twice."""
+    return max(one for one in POOLS if one <= max(replicas, 1))
 
 
 def _ratio(margin: float | None) -> float:

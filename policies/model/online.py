@@ -167,10 +167,26 @@ def fleet_correction(replicas: Iterable[Correction], settings: CorrectionSetting
     than half of them are. Values that are no finite numbers above 0 count as not known.
     """
     known = [one for one in replicas if one.known]
-    return Correction(
-        step_time_ratio=_median([one.step_time_ratio for one in known], settings.max_ratio),
-        energy_ratio=_median([one.energy_ratio for one in known], settings.max_ratio),
+    return median_correction(
+        [one.step_time_ratio for one in known],
+        [one.energy_ratio for one in known],
+        settings,
         at_bound=2 * sum(one.at_bound for one in known) > len(known),
+    )
+
+
+def median_correction(
+    step_time_ratios: Iterable[float | None],
+    energy_ratios: Iterable[float | None],
+    settings: CorrectionSettings,
+    *,
+    at_bound: bool = False,
+) -> Correction:
+    """The same of their ratios alone."""
+    return Correction(
+        step_time_ratio=_median(step_time_ratios, settings.max_ratio),
+        energy_ratio=_median(energy_ratios, settings.max_ratio),
+        at_bound=at_bound,
     )
 
 
@@ -190,14 +206,11 @@ def _given(bias: Bias, max_ratio: float) -> float | None:
 
 
 def _median(ratios: Iterable[float | None], max_ratio: float) -> float | None:
-    known = sorted(
-        _bounded(one, max_ratio)
-        for one in ratios
-        if one is not None and math.isfinite(one) and one > 0.0
-    )
+    known = sorted(one for one in ratios if one is not None and math.isfinite(one) and one > 0.0)
     if not known:
         return None
-    return math.sqrt(known[(len(known) - 1) // 2] * known[len(known) // 2])
+    middle = (known[(len(known) - 1) // 2], known[len(known) // 2])
+    return math.sqrt(_bounded(middle[0], max_ratio) * _bounded(middle[1], max_ratio))
 
 
 def _bounded(ratio: float, max_ratio: float) -> float:

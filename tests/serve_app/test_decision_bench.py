@@ -29,7 +29,7 @@ def test_every_tick_brings_new_reports_that_the_joint_policy_decides_on():
         seen = fleet_context(given(), 8, tick, state)
         found = latest_reports(seen)
         assert len(found) == 8
-        rates.add(sum(found.columns["arrival_rate_per_s"]))
+        rates.add(sum(found.column("arrival_rate_per_s")))
         wanted, state = policy(seen)
         assert 1 <= wanted <= 16
         assert state["jouleserve"]["last_decision"]["notes"][0].startswith("load ")

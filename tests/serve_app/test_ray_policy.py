@@ -8,7 +8,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
+from ray.serve._private.common import (
+    DeploymentID,
+    ReplicaID,
+    ReplicaMetricReport,
+    TimeStampedValue,
+)
+from ray.serve._private.utils import compress_metric_report, decompress_metric_report
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 from small_model import MODEL
 
@@ -16,10 +22,10 @@ import serve_app.ray_policy
 from policies.core.control import state_from_dict, state_to_dict
 from policies.core.lengths import bins_of
 from policies.core.types import Bounds, ControlSettings, ReplicaObservation
-from policies.model.online import Correction
+from policies.model.online import Correction, CorrectionSettings, fleet_correction
 from serve_app.fleet_reports import latest_reports
 from serve_app.ray_policy import EnergyPolicy, observe
-from serve_app.replica_report import REPORT, UNKNOWN_SIGNED, report
+from serve_app.replica_report import KEY, VALUES, read, report, written
 
 DEPLOYMENT = DeploymentID(name="EnergyLLMServer:m", app_name="llm")
 
@@ -38,6 +44,11 @@ def stats(rate=1.0, **more):
     } | more
     observation = ReplicaObservation(replica="r", time_s=0.0, max_num_active_seqs=32, **values)
     return report(observation, ControlSettings(bounds=Bounds(max_num_seqs=64)))
+
+
+def but(one, **values):
+    """The report with other values; NaN: not known."""
+    return written((dict(zip(VALUES, read([one[KEY]])[0], strict=True)) | values).values())
 
 
 BINS = {"prompt_bins": bins_of([50] * 20), "output_bins": bins_of([50] * 20)}
@@ -169,15 +180,16 @@ def test_a_report_carries_every_field_and_what_is_not_known():
     sent = report(given, ControlSettings(), max_num_batched_tokens=4096)
     (again,) = sent_and_read(sent)
     assert again == replace(given, replica="r0", time_s=1000.0)
-    assert sent["max_num_batched_tokens"] == 4096.0
+    found = latest_reports(context([sent, stats()]))
+    assert found.known("max_num_batched_tokens") == [4096.0]
     bare = ReplicaObservation(
         replica="r", time_s=0.0, num_running=0.0, num_waiting=0.0, arrival_rate_per_s=0.0
     )
-    unknown = report(bare, ControlSettings())
-    (again,) = sent_and_read(unknown)
+    (again,) = sent_and_read(report(bare, ControlSettings()))
     assert again == replace(bare, replica="r0", time_s=1000.0)
-    assert unknown["margin"] == unknown["pace_margin"] == UNKNOWN_SIGNED
-    assert unknown.keys() == sent.keys() == set(REPORT)
+    assert [type(one) for one in (again.ttft_s, again.pack_seqs, again.prompt_bins)] == (
+        [type(None)] * 3
+    )
 
 
 def test_asleep_it_wakes_for_a_request_and_not_before():
@@ -209,7 +221,7 @@ def test_it_falls_asleep_when_nothing_has_come_for_long():
 
 def test_asleep_the_slo_and_mode_that_were_in_force_still_are():
     pick = policy(slo={"ttft_ms": 1000.0})
-    pick(context([told() | {"slo_ttft_s": 0.25, "mode": 2.0}]))
+    pick(context([but(told(), slo_ttft_s=0.25, mode=2.0)]))
     settings = pick._settings(context([], target=0), {})
     assert (settings.slo.ttft_s, settings.bounds.max_num_seqs) == (0.25, 64)
     fresh = policy(slo={"ttft_ms": 700.0})._settings(context([], target=0), {})
@@ -227,6 +239,18 @@ def test_how_long_decisions_take_is_kept_and_logged(caplog):
     assert times["max_s"] / 2 <= times["mean_s"] <= times["max_s"]
 
 
+def test_it_goes_on_from_the_state_that_it_is_given():
+    """Its own, without reading it; another one, as after a start of the controller, by reading."""
+    pick = policy()
+    _, state = pick(context([told(rate=2.0)], now_s=1000.0))
+    _, kept = pick(context([told(rate=2.0)], now_s=1001.0, state=state))
+    _, read = pick(context([told(rate=2.0)], now_s=1002.0, state=json.loads(json.dumps(kept))))
+    seen = [state_from_dict(one["jouleserve"]).memory.level_count for one in (state, kept, read)]
+    assert seen == [1, 2, 3]
+    _, fresh = pick(context([told(rate=2.0)], now_s=1003.0))
+    assert state_from_dict(fresh["jouleserve"]).memory.level_count == 1
+
+
 def test_the_budget_and_the_router_of_the_service_reach_the_policy(monkeypatch):
     seen = []
     real = serve_app.ray_policy.policy_for
@@ -238,7 +262,7 @@ def test_the_budget_and_the_router_of_the_service_reach_the_policy(monkeypatch):
     monkeypatch.setattr(serve_app.ray_policy, "policy_for", spy)
     energy = {"policy": {"cold_start_s": 90.0}}
     pick = EnergyPolicy(settings=energy, profile=MODEL.to_dict(), packed=True)
-    values = [told() | {"max_num_batched_tokens": tokens} for tokens in (8192.0, 4096.0, -1.0)]
+    values = [but(told(), max_num_batched_tokens=n) for n in (8192.0, 4096.0, math.nan)]
     pick(context(values))
     options = seen[0].options
     assert (options.packed, options.max_num_batched_tokens) == (True, 4096)
@@ -248,23 +272,23 @@ def test_the_budget_and_the_router_of_the_service_reach_the_policy(monkeypatch):
     assert seen[1].options.max_num_batched_tokens == 2048
 
 
-@pytest.mark.parametrize("name", [REPORT[0], REPORT[-1]])
-def test_the_time_of_a_report_is_the_older_of_its_first_and_last_value(name):
+def test_the_time_of_a_report_is_that_of_its_newest_value():
     seen = context([stats()])
-    (one, *_) = seen.raw_metrics[name]
-    seen.raw_metrics[name][one] = [TimeStampedValue(980.0, 0.1)]
-    assert latest_reports(seen).times_s == (980.0,)
+    (series,) = seen.raw_metrics[KEY].values()
+    series.append(TimeStampedValue(1003.0, stats(rate=3.0)[KEY]))
+    found = latest_reports(seen)
+    assert (found.times_s, found.known("arrival_rate_per_s")) == ((1003.0,), [3.0])
 
 
 def test_advisory_and_off_hold():
     for mode, code in (("advisory", 1.0), ("off", 0.0)):
-        values = stats(rate=30.0) | {"mode": code}
+        values = but(stats(rate=30.0), mode=code)
         assert policy(policy={"mode": mode})(context([values]))[0] == 1
 
 
 def test_a_live_slo_reaches_the_controller_with_the_reports():
-    slack = stats(rate=4.0) | {"slo_ttft_s": 60.0, "slo_tpot_s": 10.0}
-    tight = stats(rate=4.0) | {"slo_ttft_s": 0.3, "slo_tpot_s": 0.03}
+    slack = but(stats(rate=4.0), slo_ttft_s=60.0, slo_tpot_s=10.0)
+    tight = but(stats(rate=4.0), slo_ttft_s=0.3, slo_tpot_s=0.03)
     assert policy()(context([tight]))[0] > policy()(context([slack]))[0]
 
 
@@ -274,27 +298,24 @@ SLOW = {"step_time_ratio": 1.8}
 def test_a_fleet_whose_steps_are_slower_than_the_profile_needs_more_replicas():
     rate = 9.0
     plain = policy()(context([stats(rate), stats(rate), stats(rate)]))[0]
-    slow = policy()(context([stats(rate) | SLOW, stats(rate) | SLOW, stats(rate) | SLOW]))[0]
-    fits = stats(rate) | {"step_time_ratio": 1.0}
-    odd = policy()(context([stats(rate) | SLOW, fits, fits]))[0]
+    late, fits = but(stats(rate), **SLOW), but(stats(rate), step_time_ratio=1.0)
+    slow = policy()(context([late, late, late]))[0]
+    odd = policy()(context([late, fits, fits]))[0]
     assert slow > plain
     assert odd == plain  # one replica far from the others does not drag the fleet
 
 
 def test_a_stale_report_has_no_say_in_the_correction():
     seen = context([stats(9.0), stats(9.0)])
-    for name, value in SLOW.items():
-        (late, *_) = seen.raw_metrics[name]
-        seen.raw_metrics[name][late] = [TimeStampedValue(900.0, value)]
-    seen.raw_metrics["at_bound"][late] = [TimeStampedValue(900.0, 1.0)]
-    seen.raw_metrics[REPORT[0]][late] = [TimeStampedValue(900.0, 1.0)]
+    late = but(stats(9.0), at_bound=1.0, **SLOW)[KEY]
+    seen.raw_metrics[KEY][replica_id(0)] = [TimeStampedValue(900.0, late)]
     _, state = policy()(seen)
     assert not any("live steps" in note for note in state["jouleserve"]["last_decision"]["notes"])
 
 
 def test_the_fleets_decision_says_that_its_model_is_corrected_or_not_acted_on():
     def last(**learned):
-        _, state = policy()(context([stats(9.0) | learned]))
+        _, state = policy()(context([but(stats(9.0), **learned)]))
         return state["jouleserve"]["last_decision"]
 
     assert last(**SLOW)["notes"][-1] == (
@@ -311,9 +332,27 @@ def test_a_report_tells_what_the_steps_say():
         replica="r", time_s=0.0, num_running=0.0, num_waiting=0.0, arrival_rate_per_s=0.0
     )
     learned = Correction(step_time_ratio=1.2, at_bound=True)
-    told = report(seen, ControlSettings(), learned)
-    assert (told["step_time_ratio"], told["energy_ratio"], told["at_bound"]) == (1.2, -1.0, 1.0)
-    assert report(seen, ControlSettings())["step_time_ratio"] == -1.0
+    sent = [report(seen, ControlSettings(), learned), report(seen, ControlSettings())]
+    found = latest_reports(context(sent)).correction(1000.0, 5.0, CorrectionSettings())
+    assert found == learned
+    assert latest_reports(context(sent)).correction(1010.0, 5.0, CorrectionSettings()) == (
+        Correction()
+    )
+
+
+ratios = st.one_of(st.none(), st.floats(0.01, 100.0))
+replicas_learned = st.builds(
+    Correction, step_time_ratio=ratios, energy_ratio=ratios, at_bound=st.booleans()
+)
+
+
+@given(st.lists(replicas_learned, max_size=9))
+def test_reports_are_pooled_as_corrections_are(each):
+    """The table's way and `fleet_correction` come to the same."""
+    seen = ReplicaObservation("r", 0.0, 0.0, 0.0, 0.0)
+    sent = [report(seen, ControlSettings(), one) for one in each]
+    found = latest_reports(context(sent)).correction(1000.0, 5.0, CorrectionSettings())
+    assert found == fleet_correction(each, CorrectionSettings())
 
 
 def test_it_evaluates_twice_a_second_at_most():
@@ -324,27 +363,41 @@ def test_it_evaluates_twice_a_second_at_most():
 
 
 def test_incomplete_reports_are_left_out():
-    values = stats()
-    del values["slo_ttft_s"]
-    assert latest_reports(context([values, stats()])).names == ("r1",)
+    lacks = but(stats(), slo_ttft_s=math.nan)
+    assert latest_reports(context([lacks, stats()])).names == ("r1",)
+    assert not latest_reports(context([lacks]))
     assert latest_reports(context([])).names == ()
-    assert set(stats()) == set(REPORT)
 
 
-def test_columns_in_any_order_are_put_together_by_replica():
+def test_replicas_of_another_release_are_left_out_while_they_are_replaced():
+    ours = stats()[KEY]
+    older = {"arrival_rate_per_s": 1.0, "num_running": 2.0}
+    newer = {KEY: ours + (1 << (8 * 8 * len(VALUES)))}  # the next version
+    longer = {KEY: ours << 64}
+    seen = latest_reports(context([older, newer, longer, {KEY: 1.5}, {KEY: -ours}, stats(4.0)]))
+    assert (seen.names, seen.known("arrival_rate_per_s")) == (("r5",), [4.0])
+
+
+def test_reports_in_any_order_are_put_together_by_replica():
     seen = context([stats(rate=float(k)) for k in range(12)])
-    series = seen.raw_metrics["arrival_rate_per_s"]
+    series = seen.raw_metrics[KEY]
     for one in list(series)[3:7]:
         series[one] = series.pop(one)  # to the end
     found = latest_reports(seen)
     assert list(found.names) == sorted(f"r{k}" for k in range(12))
-    assert [f"r{rate:.0f}" for rate in found.columns["arrival_rate_per_s"]] == list(found.names)
+    assert [f"r{rate:.0f}" for rate in found.known("arrival_rate_per_s")] == list(found.names)
     seen.running_replicas.pop()  # r11
     assert len(latest_reports(seen)) == 11
 
 
-def test_every_report_is_a_plain_finite_number():
-    assert all(isinstance(v, float) and math.isfinite(v) for v in stats().values())
+def test_a_report_is_one_plain_number_that_rays_own_transport_carries():
+    sent = stats()
+    assert all(type(value) is int for value in sent.values())
+    metrics = {name: [TimeStampedValue(1.0, value)] for name, value in sent.items()}
+    whole = ReplicaMetricReport(replica_id=replica_id(0), metrics=metrics, timestamp=1.0)
+    assert decompress_metric_report(compress_metric_report(whole)) == whole
+    (again,) = decompress_metric_report(compress_metric_report(whole)).metrics[KEY]
+    assert again.value == sent[KEY]
 
 
 def test_ray_default_is_rays_own_rule():
@@ -367,11 +420,23 @@ def test_wrong_kwargs_name_the_key():
         EnergyPolicy(settings={"slo": {"ttft_mss": 1}})
 
 
-anything = st.one_of(st.floats(), st.integers(-(10**9), 10**9), st.just(-1.0))
+anything = st.one_of(st.floats(), st.integers(-(10**9), 10**9), st.just(math.nan))
+any_report = st.lists(anything, min_size=len(VALUES), max_size=len(VALUES)).map(written)
+any_number = st.one_of(anything, st.integers()).map(lambda value: {KEY: value})
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(REPORT), anything), max_size=5), anything)
+@given(st.lists(st.one_of(any_report, any_number, st.just({})), max_size=5), anything)
 def test_nothing_that_replicas_say_makes_it_raise(per_replica, now_s):
     wanted, state = policy()(context(per_replica, now_s=float(now_s)))
     assert isinstance(wanted, int)
     assert isinstance(state, dict)
+
+
+@given(
+    st.dictionaries(st.sampled_from(VALUES), anything),
+    st.dictionaries(st.sampled_from(VALUES), anything),
+)
+def test_no_value_of_a_good_report_makes_it_raise(first, second):
+    wanted, state = policy()(context([but(told(), **first), but(stats(), **second), told(5.0)]))
+    assert isinstance(wanted, int)
+    assert "jouleserve" in state or wanted == 3
