@@ -58,11 +58,25 @@ def read_base(path: Path) -> Base:
 
     Raises ConfigError that names the file and key when there is none, or its `energy:` is wrong.
     """
+    return _base(path, _arguments(path))
+
+
+def read_energy(path: Path) -> Section:
+    """The `energy:` block of the same application, as it stands; the model need not be there.
+
+    Raises ConfigError as `read_base` does.
+    """
+    energy: Section = _arguments(path).get("energy") or {}
+    parse_energy(energy, str(path))
+    return energy
+
+
+def _arguments(path: Path) -> Section:
     data = read_yaml(path)
     applications = (data.get("applications") if isinstance(data, dict) else None) or []
     for application in applications:
         if application.get("import_path") == IMPORT_PATH:
-            return _base(path, application.get("args") or {})
+            return application.get("args") or {}
     raise ConfigError(f"{path}: applications: none has import_path {IMPORT_PATH}")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from policies.core.errors import ConfigError, EnergyServeError
-from serve_app.compare.configs import read_base
+from serve_app.compare.configs import read_base, read_energy
 from serve_app.deciders import load_profile
 from serve_app.fidelity.judge import disturbances
 from serve_app.fidelity.loads import Load, calibration, held_out
@@ -109,7 +109,7 @@ def next_load(runs: list[Observed], loads: list[Load], rounds: int) -> Load | No
 
 
 def _written(session: Session, options: argparse.Namespace) -> Outcome:
-    name = read_base(options.config).energy.get("profile")
+    name = read_energy(options.config).get("profile")
     profile = load_profile(name)
     if profile is None:
         raise ConfigError(f"{options.config}: energy.profile: missing")

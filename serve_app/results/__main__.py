@@ -25,7 +25,7 @@ from serve_app.profiler.host import commit, host_facts, versions
 from serve_app.repository import REPOSITORY
 from serve_app.results.cells import CELLS_FILE, Cell, load_cells
 from serve_app.results.figures import Results
-from serve_app.results.pool import run_tasks
+from serve_app.results.pool import collect, run_tasks
 from serve_app.results.report import LABELS, PICTURES, markdown, picture_of, shown_of, summary
 from serve_app.results.tasks import Row, Task, tasks_of
 from serve_app.sections import require_section, write_section
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, help="at most so many per cell")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--minutes", type=float, help="begin nothing new after so many")
+    parser.add_argument("--stored", action="store_true", help="run nothing, write what is kept")
     parser.add_argument("--quick", action="store_true", help="an hour of each load, one seed")
     parser.add_argument(
         "--readme", type=Path, help=f"page whose section {SECTION!r} is written; none without it"
@@ -88,7 +89,13 @@ def _results(options: argparse.Namespace) -> list[Task]:
         rows[task.name] = found
         _write_rows(out / "results.jsonl", [row for held in rows.values() for row in held])
 
-    left = run_tasks(tasks, out / "runs.jsonl", options.jobs, keep, options.minutes)
+    runs = out / "runs.jsonl"
+    if options.stored:
+        left = collect(tasks, runs, keep)
+        if not rows:
+            raise ConfigError(f"--stored: {runs} holds no whole row of these cells and kinds")
+    else:
+        left = run_tasks(tasks, runs, options.jobs, keep, options.minutes)
     manifest["wall_s"] = round(time.monotonic() - began_s, 1)
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     results = read_results(out / "results.jsonl")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from serve_app.results.lab import Lab
-from serve_app.results.store import Store
+from serve_app.results.store import Finished, NotStoredError, Store
 from serve_app.results.tasks import Row, Task, work
 
 _REFRESHED_S = 600.0  # the pace over so long says how much time is left
@@ -54,6 +54,19 @@ def run_tasks(
                     task = under_way.pop(done)
                     on_rows(task, done.result())
                     bar.update(shown, advance=task.cost)
+    return left
+
+
+def collect(
+    tasks: Sequence[Task], runs: Path, on_rows: Callable[[Task, list[Row]], None]
+) -> list[Task]:
+    """Run nothing: hand out the rows of the tasks whose runs are all there; returns the others."""
+    lab, left = Lab(Finished(runs)), []
+    for task in tasks:
+        try:
+            on_rows(task, work(task, lab))
+        except NotStoredError:
+            left.append(task)
     return left
 
 

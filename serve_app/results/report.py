@@ -34,8 +34,8 @@ requests, so not comparable. *‡*: on excerpts of the trace (configs/results/ce
 to the others on the same excerpts. Peers are played under the first response to limits, one seed.
 
 *Tuned in hindsight*: the cheapest setting that attains the target on this very trace, searched on
-excerpts, verified on all of it; for Ray its target, delays, factor, look-back, floor, ceiling and
-router, a static fleet among them. *clairvoyant run*: knows the trace
+excerpts, verified on all of it in the mean over the seeds; for Ray its target, delays, factor,
+look-back, floor, ceiling and router, a static fleet among them. *clairvoyant run*: knows the trace
 (`policies/clairvoyant.py`); near a bound, not one. *lower bound*: energy accounting that nothing
 reaches (`policies/least_energy.py`). `energy_slo` has its defaults everywhere."""
 

@@ -7,7 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from policies.core.errors import ConfigError
+from policies.core.errors import ConfigError, EnergyServeError
+
+
+class NotStoredError(EnergyServeError):
+    """A run that nobody has done yet, where none is to be done."""
 
 
 class Store:
@@ -59,3 +63,14 @@ class Store:
                     continue
                 if isinstance(entry, dict) and "key" in entry:
                     self._known[entry["key"]] = entry
+
+
+class Finished(Store):
+    """The same, to which nothing is added."""
+
+    def get(self, key: str) -> dict[str, Any]:
+        """The entry of that key. Raises NotStoredError."""
+        found = super().get(key)
+        if found is None:
+            raise NotStoredError(f"{self._path}: no run {key}")
+        return found

@@ -57,6 +57,16 @@ def test_a_tiny_cell(files, monkeypatch):
     assert "8b/chat" in read_section(page, "policies")
     assert page.read_text().endswith("rest\n")
 
+    (out / "results.jsonl").unlink()
+    half = (out / "runs.jsonl").read_text().splitlines(keepends=True)
+    stored = folder / "stored"
+    stored.mkdir()
+    (stored / "runs.jsonl").write_text("".join(line for line in half if "energy_slo" not in line))
+    assert main([*arguments, "--out", str(stored), "--stored"]) == 1  # ours is not there
+    kept = {json.loads(one)["role"] for one in (stored / "results.jsonl").read_text().splitlines()}
+    assert {"ray", "ray_limit", "wva"} <= kept
+    assert "energy_slo" not in kept
+
     before = (out / "runs.jsonl").read_bytes()
     told = (out / "report.md").read_text()
     assert main(arguments) == 0
@@ -72,6 +82,7 @@ def test_a_tiny_cell(files, monkeypatch):
         (["--jobs", "0"], "--jobs 0"),
         (["--seeds", "0"], "--seeds 0"),
         (["--readme", "nowhere.md"], "nowhere.md"),
+        (["--stored", "--cells", "8b/chat"], "holds no whole row"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(tmp_path, capsys, arguments, words):
