@@ -9,6 +9,7 @@ a state ends), so all are brought closer together a few times.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -42,13 +43,17 @@ def calibrate(
     profile: FittedModel,
     sizes: EngineSizes,
     idle_watts: float | None = None,
+    slowness: Sequence[float] = (),
 ) -> HostEffects:
-    """The constants that the run shows. ConfigError where a state has too few requests."""
+    """The constants that the run shows, beside what `slowness` explains. ConfigError where a state
+    has too few requests."""
     states = states_of(run)
     moments = sorted({edge for state in states for edge in (state.begin_s, state.end_s)})
     effects = HostEffects(idle_watts=idle_watts, start_watts=_start_watts(run))
     for _ in range(ROUNDS):
-        played = play(run.arrivals, run.lives, profile, sizes, effects, moments_s=moments)
+        played = play(
+            run.arrivals, run.lives, profile, sizes, effects, moments_s=moments, slowness=slowness
+        )
         ratios = {state.beside: _closer(effects, state, run, played, moments) for state in states}
         effects = replace(
             effects,

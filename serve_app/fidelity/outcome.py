@@ -20,7 +20,7 @@ from serve_app.fidelity.figures import (
     worst,
 )
 from serve_app.fidelity.host import HostEffects
-from serve_app.fidelity.judge import disturbances, single_windows_s
+from serve_app.fidelity.judge import disturbances, mean_of, slowness_of
 from serve_app.fidelity.observed import Observed
 from serve_app.fidelity.service import EngineSizes
 from serve_app.fidelity.simulated import Played, play
@@ -56,7 +56,7 @@ class Session:
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Compared:
     """One run beside its play. `plain`: by the profile as it stands, with the host's constants at
-    rest; `reasons`: why it does not count."""
+    rest; `reasons`: why it does not count; `slowness`: how slow the machine was in the mean."""
 
     run: Observed
     played: Played
@@ -65,6 +65,7 @@ class Compared:
     simulated: Figures
     plain: Figures
     reasons: tuple[str, ...]
+    slowness: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,14 +119,14 @@ def compare(session: Session, profile: FittedModel) -> Outcome:
     ConfigError where there is none, or nothing else.
     """
     reasons = disturbances(session.runs)
-    judged = list(zip(session.runs, reasons, strict=True))
-    calibrations = [(run, why) for run, why in judged if run.load == CALIBRATION]
-    others = [(run, why) for run, why in judged if run.load != CALIBRATION]
+    judged = list(zip(session.runs, reasons, slowness_of(session.runs), strict=True))
+    calibrations = [one for one in judged if one[0].load == CALIBRATION]
+    others = [one for one in judged if one[0].load != CALIBRATION]
     if not calibrations or not others:
         raise ConfigError(f"expected a run named {CALIBRATION} and at least one other")
-    run, why = min(calibrations, key=lambda one: (len(one[1]), _slowness(one[0])))
-    effects = calibrate(run, profile, session.sizes, idle_watts=session.idle_watts)
-    compared = [_compared(run, why, profile, session, effects) for run, why in others]
+    run, why, slow = min(calibrations, key=lambda one: (len(one[1]), mean_of(one[2])))
+    effects = calibrate(run, profile, session.sizes, idle_watts=session.idle_watts, slowness=slow)
+    compared = [_compared(*one, profile, session, effects) for one in others]
     names = dict.fromkeys(one.run.load for one in compared)
     told = f"{run.load} {run.round}" + (f", disturbed: {'; '.join(why)}" if why else "")
     return Outcome(
@@ -136,16 +137,18 @@ def compare(session: Session, profile: FittedModel) -> Outcome:
     )
 
 
-def _compared(
+def _compared(  # noqa: PLR0913, PLR0917
     run: Observed,
     reasons: tuple[str, ...],
+    slowness: tuple[float, ...],
     profile: FittedModel,
     session: Session,
     effects: HostEffects,
 ) -> Compared:
-    played = play(run.arrivals, run.lives, profile, session.sizes, effects)
+    sizes = session.sizes
+    played = play(run.arrivals, run.lives, profile, sizes, effects, slowness=slowness)
     rest = HostEffects(start_watts=effects.start_watts)
-    plain = play(run.arrivals, run.lives, profile, session.sizes, rest)
+    plain = play(run.arrivals, run.lives, profile, sizes, rest)
     return Compared(
         run=run,
         played=played,
@@ -154,6 +157,7 @@ def _compared(
         simulated=simulated_figures(run, played),
         plain=simulated_figures(run, plain),
         reasons=reasons,
+        slowness=mean_of(slowness),
     )
 
 
@@ -169,8 +173,3 @@ def _of_load(name: str, compared: Sequence[Compared]) -> LoadOutcome:
         simulated=median_figures([one.simulated for one in good]),
         plain=median_figures([one.plain for one in good]),
     )
-
-
-def _slowness(run: Observed) -> float:
-    windows = single_windows_s(run)
-    return sum(windows) / len(windows) if windows else 0.0

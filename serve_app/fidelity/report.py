@@ -78,8 +78,11 @@ def _about(outcome: Outcome, session: Session, profile: str) -> Iterator[str]:
         f"at the same moments, {sizes.max_num_batched_tokens} tokens a step, "
         f"{sizes.max_num_seqs} sequences, {sizes.kv_capacity_tokens:,} tokens of KV cache, and "
         "the constants of the host below, "
-        f"which come from another load ({outcome.calibrated_on}). "
-        "*Profile alone*: without those constants."
+        f"which come from another load ({outcome.calibrated_on}), and how slow the machine was, "
+        "medians of 30 s: its neighbours make all memory slower by up to a third for seconds to "
+        "minutes, and a small fixed work beside the load, which reads memory as a step does, tells "
+        "by what factor. Steps take so much longer; nothing is fitted there. *Profile alone*: "
+        "without those constants and that factor."
     )
     yield ""
     yield (
@@ -126,10 +129,10 @@ def _constants(outcome: Outcome) -> Iterator[str]:
 
 def _runs(outcome: Outcome) -> Iterator[str]:
     yield (
-        "| run | TTFT p50 | p99 | TPOT p50 | p99 | J/request | worst error | alone before, after | "
-        "others' cores | not counted because |"
+        "| run | TTFT p50 | p99 | TPOT p50 | p99 | J/request | worst error | slowness | alone "
+        "before, after | others' cores | not counted because |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for one in outcome.compared:
         conditions = one.run.conditions
         cells = [
@@ -145,6 +148,7 @@ def _runs(outcome: Outcome) -> Iterator[str]:
             f"{one.run.load} {one.run.round}",
             *cells,
             _percent(worst(found)),
+            f"{one.slowness:.2f}",
             f"{alone} ms",
             f"{conditions.foreign_cores:.2f}",
             "; ".join(one.reasons) or "-",
@@ -178,6 +182,7 @@ def _run_data(one: Compared) -> dict[str, Any]:
         "profile_alone_errors": errors(one.plain, one.measured),
         "replicas": [asdict(life) for life in one.run.lives],
         "share_by_replica": _shares(one),
+        "slowness": one.slowness,
         "conditions": conditions,
         "not_counted_because": list(one.reasons),
     }

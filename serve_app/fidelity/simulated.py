@@ -2,8 +2,9 @@
 
 The compiled kernel of `policies.sim` is driven from event to event, so that replicas come and go at
 the measured moments and a step is as long as what else runs on the host makes it (`HostEffects`:
-a row of coefficients per state). Where one replica serves and all ratios are 1 this is what
-`policies.sim.fleet.simulate` computes (tests/fidelity/test_simulated.py).
+a row of coefficients per state), and as the host itself was slow at that moment (`slowness`). Where
+one replica serves and all ratios are 1 this is what `policies.sim.fleet.simulate` computes
+(tests/fidelity/test_simulated.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from policies.core.errors import ConfigError
 from serve_app.fidelity.host import Beside, HostEffects
+from serve_app.fidelity.pulse import WINDOW_S
 
 if TYPE_CHECKING:
     from policies.model.fitted import FittedModel
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 _ROOM = 1 << 16  # requests of a load, at most
+_LEVEL = 0.01  # of the logarithm of slowness
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,15 +64,19 @@ def play(  # noqa: PLR0913
     effects: HostEffects,
     *,
     moments_s: Sequence[float] = (),
+    slowness: Sequence[float] = (),
 ) -> Played:
     """Play (arrival in seconds, prompt tokens, output tokens), in the order of arrival.
 
-    ConfigError where the arrivals are not in order or a replica never is there.
+    `slowness`: the factor on the seconds and joules of every step in each window of `WINDOW_S`; the
+    last one goes on; none: 1. ConfigError where the arrivals are not in order or a replica never is
+    there.
     """
     times = np.array([arrival_s for arrival_s, _, _ in arrivals], dtype=np.float64)
     if not len(times) or (np.diff(times) < 0.0).any() or len(times) > _ROOM // 2:
         raise ConfigError(f"arrivals: expected 1 to {_ROOM // 2}, in the order of their times")
-    return _Play(arrivals, times, lives, (profile, sizes, effects), sorted(moments_s)).run()
+    what = (profile, sizes, effects, slowness or (1.0,))
+    return _Play(arrivals, times, lives, what, sorted(moments_s)).run()
 
 
 class _Play:
@@ -78,7 +85,7 @@ class _Play:
         arrivals: Sequence[tuple[float, int, int]],
         times: Floats,
         lives: Sequence[Life],
-        what: tuple[FittedModel, EngineSizes, HostEffects],
+        what: tuple[FittedModel, EngineSizes, HostEffects, Sequence[float]],
         moments_s: list[float],
     ) -> None:
         from serve_app.simulator.compiled import keep_compiled
@@ -87,7 +94,7 @@ class _Play:
         from policies.sim import kernel
         from policies.sim.fleet_state import POWER_OF_TWO, Arrivals, new_fleet
 
-        profile, sizes, effects = what
+        profile, sizes, effects, slowness = what
         self._kernel, self._effects, self._lives = kernel, effects, lives
         self._idle_watts = (
             profile.power.idle_watts if effects.idle_watts is None else effects.idle_watts
@@ -97,8 +104,10 @@ class _Play:
             np.array([prompt for _, prompt, _ in arrivals], dtype=np.int64),
             np.array([output for _, _, output in arrivals], dtype=np.int64),
         )
+        levels = np.round(np.log(np.array(slowness)) / _LEVEL)
+        kinds, self._level = np.unique(levels, return_inverse=True)  # per window: which of them
         self._fleet: Any = new_fleet(
-            _rows(effects.models(profile), self._idle_watts),
+            _rows(effects.models(profile), np.exp(_LEVEL * kinds), self._idle_watts),
             replicas=len(lives),
             max_num_seqs=sizes.max_num_seqs,
             budget_tokens=sizes.max_num_batched_tokens,
@@ -150,6 +159,9 @@ class _Play:
                 if time_s is not None and time_s > self._now_s
             ]
         ahead += self._moments[len(self._joules_at) : len(self._joules_at) + 1]
+        window = int(self._now_s // WINDOW_S) + 1
+        if window < len(self._level):
+            ahead.append(window * WINDOW_S)
         return min(ahead)
 
     def _go_on(self, until_s: float) -> None:
@@ -176,6 +188,8 @@ class _Play:
 
     def _set_rows(self, now_s: float) -> None:
         busy = self._fleet.end_s < np.inf
+        window = min(int(now_s // WINDOW_S), len(self._level) - 1)
+        first = len(Beside) * int(self._level[window])
         for index in range(len(self._lives)):
             if self._starting(now_s):
                 row = Beside.START
@@ -183,7 +197,7 @@ class _Play:
                 row = Beside.BUSY_REPLICA
             else:
                 row = Beside.NOTHING
-            self._kernel.set_row(self._fleet, index, int(row), now_s)
+            self._kernel.set_row(self._fleet, index, first + int(row), now_s)
 
     def _starting(self, now_s: float) -> int:
         return sum(
@@ -201,11 +215,16 @@ def _stopping(life: Life, now_s: float) -> bool:
     return life.stopping_s is not None and life.stopping_s <= now_s
 
 
-def _rows(models: list[FittedModel], idle_watts: float) -> Floats:
-    """The kernel's coefficients, a row per state, all with this idle draw."""
+def _rows(models: list[FittedModel], slowness: Floats, idle_watts: float) -> Floats:
+    """The kernel's coefficients, for each slowness a row per state, all with this idle draw."""
     from policies.sim.coefficients import coefficients
     from policies.sim.fleet_state import IDLE_WATTS
 
-    rows = np.concatenate([coefficients(model, [None]) for model in models])
+    each = [
+        model.corrected(step_time_ratio=ratio, energy_ratio=ratio)
+        for ratio in slowness.tolist()
+        for model in models
+    ]
+    rows = np.concatenate([coefficients(model, [None]) for model in each])
     rows[:, IDLE_WATTS] = idle_watts
     return rows

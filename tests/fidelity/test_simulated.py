@@ -17,7 +17,7 @@ from policies.static import Static
 from serve_app.fidelity.__main__ import main
 from serve_app.fidelity.calibrate import calibrate
 from serve_app.fidelity.host import Beside, HostEffects, Ratios
-from serve_app.fidelity.observed import Books, Served
+from serve_app.fidelity.observed import Books, Conditions, Served
 from serve_app.fidelity.outcome import Session, compare
 from serve_app.fidelity.simulated import Life, play
 
@@ -118,6 +118,17 @@ def test_a_start_slows_draws_and_then_serves_and_a_drain_loses_nothing(profile, 
     assert played.tpot_s[before] == pytest.approx(steady.tpot_s[before])
 
 
+def test_a_slow_machine_takes_longer_for_its_steps_and_only_while_it_is_slow(profile, sizes):
+    asked = [(0.0, 50, 20), (30.0, 50, 20), (90.0, 50, 20)]
+    plain = play(asked, ONE, profile, sizes, HostEffects())
+    slow = play(asked, ONE, profile, sizes, HostEffects(), slowness=[1.0] * 4 + [1.25] * 4 + [1.5])
+    assert slow.tpot_s / plain.tpot_s == pytest.approx([1.0, 1.25, 1.5], rel=0.005)  # levels of 1 %
+    assert slow.ttft_s / plain.ttft_s == pytest.approx([1.0, 1.25, 1.5], rel=0.005)
+    one = play(asked[:1], ONE, profile, sizes, HostEffects(), slowness=[1.5])
+    alone = play(asked[:1], ONE, profile, sizes, HostEffects())
+    assert one.joules == pytest.approx(1.5 * alone.joules, rel=0.005)
+
+
 def test_what_cannot_be_played_is_refused(profile, sizes):
     with pytest.raises(ConfigError, match="in the order"):
         play([(1.0, 10, 5), (0.5, 10, 5)], ONE, profile, sizes, HostEffects())
@@ -126,11 +137,11 @@ def test_what_cannot_be_played_is_refused(profile, sizes):
         play([(0.0, 10, 5), (5.0, 10, 5)], gone, profile, sizes, HostEffects())
 
 
-def as_measured(run, load, asked, lives, profile, sizes, number=1):
+def as_measured(run, load, asked, lives, profile, sizes, number=1, slowness=()):
     """A run as the planted host would have given it: its books jump when a start has told."""
     end_s = max(a for a, _, _ in asked) + 30.0
     moments = np.arange(0.0, end_s, 1.0)
-    played = play(asked, lives, profile, sizes, PLANTED, moments_s=moments)
+    played = play(asked, lives, profile, sizes, PLANTED, moments_s=moments, slowness=slowness)
     silent = np.zeros(len(moments))
     counts = np.ones(len(moments), dtype=int)
     for life in lives:
@@ -157,6 +168,7 @@ def as_measured(run, load, asked, lives, profile, sizes, number=1):
         ),
         arrived=len(asked),
         completed=len(asked),
+        conditions=Conditions(read_s=tuple(6e-4 * one for one in slowness)),
     )  # fmt: skip
 
 
@@ -201,6 +213,24 @@ def test_held_out_loads_are_met_with_the_constants_and_not_without(session, prof
     assert [bool(one.reasons) for one in outcome.compared] == [False, True, False]
     with pytest.raises(ConfigError, match="calibration"):
         compare(replace(session, runs=session.runs[1:]), profile)
+
+
+def test_slow_spells_of_the_machine_are_told_from_the_replica(run, profile, sizes):
+    """Quick for the calibration, then slow for half of a load: met, and with the same constants."""
+    quick, spells = (1.0,) * 60, (1.0,) * 15 + (1.3,) * 25
+    calibrated = as_measured(
+        run, "calibration", arrivals(0.9, 300.0, 5), LIVES, profile, sizes, slowness=quick
+    )
+    steady = as_measured(
+        run, "steady", arrivals(0.8, 180.0, 11), ONE, profile, sizes, slowness=spells
+    )
+    session = Session(runs=(calibrated, steady), sizes=sizes, idle_watts=1.2)
+    outcome = compare(session, profile)
+    assert outcome.loads[0].verdict == "within 10%"
+    assert outcome.compared[0].slowness == pytest.approx(1.19, abs=0.02)
+    assert outcome.effects.ratios[Beside.NOTHING].step_time == pytest.approx(1.1, rel=0.03)
+    silent = replace(session, runs=(calibrated, replace(steady, conditions=Conditions())))
+    assert compare(silent, profile).loads[0].errors["tpot_p50_s"] < -0.1
 
 
 def test_the_same_comparison_again_from_its_file(session, tmp_path):
