@@ -76,7 +76,7 @@ sim-scale: $(STAMP) ## A week of 16.8 million requests over 300 and 1,000 replic
 	$(BIN)/python -m serve_app.simulator.bench --week --out docs/results/sim-scale
 
 fidelity: $(STAMP) ## The simulator against the real engine (1 hour; nothing else may run): writes docs/results/fidelity-*
-	$(BIN)/python -m serve_app.fidelity --out docs/results/fidelity-smollm2-135m-cpu
+	$(BIN)/python -m serve_app.fidelity --out docs/results/fidelity-smollm2-135m-cpu --readme README.md
 
 results: $(STAMP) ## Policies x loads x models in the simulator, baselines tuned in hindsight (hours): writes docs/results/policies
 	$(BIN)/python -m serve_app.results --out docs/results/policies --data $(DATA) --readme README.md

@@ -24,12 +24,14 @@ from serve_app.fidelity.loads import Load, calibration, held_out
 from serve_app.fidelity.observed import Observed
 from serve_app.fidelity.outcome import CALIBRATION, Outcome, Session, compare
 from serve_app.fidelity.picture import draw
-from serve_app.fidelity.report import PICTURE, document, markdown
+from serve_app.fidelity.report import PICTURE, document, markdown, summary
 from serve_app.fidelity.run import Rig
 from serve_app.fidelity.service import Fleet
 from serve_app.profiler.host import commit, host_facts, versions
 from serve_app.repository import REPOSITORY
+from serve_app.sections import require_section, write_section
 
+SECTION = "fidelity"
 LOGS = Path(".jouleserve") / "fidelity"
 
 
@@ -37,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and compare; 0 where every load is within the target, else 1."""
     options = _parser().parse_args(arguments)
     try:
+        if options.readme is not None:
+            require_section(options.readme, SECTION)
         session = _read(options.out) if options.again else _measure(options)
         outcome = _written(session, options)
     except EnergyServeError as error:
@@ -55,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget-s", type=float, default=4500.0, help="no new run after it")
     parser.add_argument("--scale", type=float, default=1.0, help="shortens all loads")
     parser.add_argument("--loads", default="steady,burst,scale", help="which, separated by commas")
+    parser.add_argument(
+        "--readme", type=Path, help=f"page whose section {SECTION!r} is written; none without it"
+    )
     parser.add_argument("--again", action="store_true", help="compare what was measured before")
     return parser
 
@@ -119,6 +126,9 @@ def _written(session: Session, options: argparse.Namespace) -> Outcome:
     (options.out / "report.md").write_text(page, encoding="utf-8")
     _write_json(options.out / "report.json", document(outcome, session))
     draw(outcome, options.out / PICTURE)
+    if options.readme is not None:
+        link = f"Figures, constants and all runs: [{options.out.name}]({options.out}/report.md)."
+        write_section(options.readme, SECTION, summary(outcome, link))
     return outcome
 
 

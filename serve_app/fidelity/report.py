@@ -47,6 +47,21 @@ def markdown(outcome: Outcome, session: Session, loads: dict[str, Load], profile
     )
 
 
+def summary(outcome: Outcome, link: str) -> str:
+    """For the README: the errors, per load."""
+    lines = [
+        "Simulated over **measured**, less 1: the simulator beside the real engine under Ray, on",
+        "loads that nothing was fitted to; medians of the runs that count.",
+        "",
+        "| load | TTFT p50 | TTFT p99 | TPOT p50 | TPOT p99 | tokens/s | J/request | runs |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for load in outcome.loads:
+        cells = [_percent(load.errors[name]) for name in NAMES]
+        lines.append(f"| {load.name} | {' | '.join(cells)} | {load.counted} of {load.runs} |")
+    return "\n".join([*lines, "", link])
+
+
 def document(outcome: Outcome, session: Session) -> dict[str, Any]:
     """The comparison as plain data; the requests themselves are in runs.json."""
     return {

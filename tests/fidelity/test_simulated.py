@@ -20,6 +20,7 @@ from serve_app.fidelity.host import Beside, HostEffects, Ratios
 from serve_app.fidelity.observed import Books, Conditions, Served
 from serve_app.fidelity.outcome import Session, compare
 from serve_app.fidelity.simulated import Life, play
+from serve_app.sections import read_section
 
 pytestmark = pytest.mark.slow  # compiling takes half a minute where it is done anew
 LENGTHS = Lengths(prompt=LengthCdf.uniform(30, 200), output=LengthCdf.uniform(20, 80))
@@ -236,7 +237,10 @@ def test_slow_spells_of_the_machine_are_told_from_the_replica(run, profile, size
 def test_the_same_comparison_again_from_its_file(session, tmp_path):
     """The whole of the command but the measuring, with the shipped profile."""
     (tmp_path / "runs.json").write_text(json.dumps(session.to_dict()))
-    assert main(["--out", str(tmp_path), "--again"]) in {0, 1}
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- fidelity:begin -->\n<!-- fidelity:end -->\nafter\n")
+    assert main(["--out", str(tmp_path), "--again", "--readme", str(readme)]) in {0, 1}
+    assert "| scale | " in read_section(readme, "fidelity")
     page = (tmp_path / "report.md").read_text()
     for words in ("**steady**", "**scale**", "requests failed", "| beside |", "smollm2"):
         assert words in page
