@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serve_app.results.lab import Bench, Lab
 from serve_app.results.tuning import (
@@ -219,7 +219,30 @@ def tuned_limit(lab: Lab, bench: Bench, static: Tuned, ray: Tuned) -> Tuned:
         axis("inner.downscale_delay_s", (60.0, 120.0, 600.0)),
         axis("router", ("two",)),
     ]
-    return _tuned(lab, bench, starts, axes, screened)
+    found = _tuned(lab, bench, starts, axes, screened, [limited(ray.spec, max(limits))])
+    best = _fewest_limited(lab, bench, found, starts, most)
+    return min(best, ray, key=lambda one: one.outcome.rank(bench.target))  # or no limit at all
+
+
+def _fewest_limited(
+    lab: Lab, bench: Bench, found: Tuned, starts: Sequence[PolicySpec], most: int
+) -> Tuned:
+    """What was found, or the smallest fixed fleet that attains in full under one of the limits that
+    fixed fleets began with, where that is cheaper: excerpts of one seed may choose too few."""
+    fixed = [spec for spec in starts if spec.options[f"inner.{TARGET_KEY}"] == FLOOR_TARGET]
+    best = found
+    for watts in sorted({spec.options["power_limit_watts"] for spec in fixed}, key=str):
+        for count in range(most, round(1.5 * most) + 1):
+            spec = next(one for one in fixed if one.options["power_limit_watts"] == watts).changed(
+                min_replicas=count
+            )
+            outcome = lab.outcome(bench, spec)
+            if outcome.joules_per_request >= best.outcome.joules_per_request and best.attains:
+                break  # more replicas cost more
+            if outcome.attained >= bench.target:
+                best = replace(best, spec=spec, outcome=outcome, attains=True)
+                break
+    return best
 
 
 def _larger(most: int) -> list[int]:

@@ -3,12 +3,14 @@
 The loads here are planted: what a setting comes to is a formula, on the excerpts and on the whole.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from serve_app.results.contest import screened_target, tuned_ray, tuned_static
-from serve_app.results.tuning import Outcome
+from serve_app.results.contest import screened_target, tuned_limit, tuned_ray, tuned_static
+from serve_app.results.tuning import Outcome, Tuned
+from serve_app.simulator.specs import parse_spec
 
 TARGET = 0.99
 
@@ -82,3 +84,45 @@ def test_a_rule_that_saves_where_the_excerpts_do_not_look_is_found():
     assert ray.spec.options["target_ongoing_requests"] <= 9
     assert 5 <= ray.spec.fleet["min_replicas"] < 13
     assert ray.outcome.joules_per_request < 113.0  # the static fleet's
+
+
+class LimitLab:
+    """Fixed fleets under limits: the excerpts are content with 10 replicas, the whole is with 12
+    under 400 W and with 11 at full power; 300 W never does."""
+
+    def excerpts(self, bench, spec):
+        return self._outcome(spec, 10)
+
+    def outcome(self, bench, spec):
+        watts = spec.options["power_limit_watts"]
+        return self._outcome(spec, {300.0: 99, 400.0: 12, 700.0: 11}[watts])
+
+    def _outcome(self, spec, needed):
+        watts = spec.options["power_limit_watts"]
+        count = spec.fleet.get("min_replicas", 1)
+        attained = 0.99 + 0.002 * (count - needed)
+        if watts == 300.0:
+            attained = 0.9
+        if spec.options["inner.target_ongoing_requests"] < 1e5:  # a rule that scales: never enough
+            attained = 0.95
+        return Outcome(joules_per_request=count * (60.0 + watts / 10.0), attained=attained)
+
+
+def test_a_limit_is_found_though_the_excerpts_choose_too_few_replicas():
+    fixed = parse_spec("static_peak:num_replicas=11")
+    ray = parse_spec("ray_default:target_ongoing_requests=100000").changed(min_replicas=11)
+    tuned = [
+        Tuned(spec=one, outcome=Outcome(joules_per_request=1430.0, attained=0.99), attains=True,
+              tried=1, verified=1)
+        for one in (fixed, ray)
+    ]  # fmt: skip
+    scenario = SimpleNamespace(power_limits_watts=(300.0, 400.0, 700.0))
+    cell = SimpleNamespace(excerpts=(), scenario=lambda *_: scenario)
+    here = SimpleNamespace(cell=cell, target=TARGET, response="profile", variation=None)
+    found = tuned_limit(LimitLab(), here, *tuned)
+    assert found.attains
+    assert found.spec.options["power_limit_watts"] == 400.0
+    assert found.spec.fleet["min_replicas"] == 12
+    assert found.outcome.joules_per_request < 1430.0
+    cheap = replace(tuned[1], outcome=Outcome(joules_per_request=1100.0, attained=0.99))
+    assert tuned_limit(LimitLab(), here, tuned[0], cheap) == cheap  # without a limit
