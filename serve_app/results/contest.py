@@ -220,8 +220,8 @@ def tuned_limit(lab: Lab, bench: Bench, static: Tuned, ray: Tuned) -> Tuned:
         axis("router", ("two",)),
     ]
     found = _tuned(lab, bench, starts, axes, screened, [limited(ray.spec, max(limits))])
-    best = _fewest_limited(lab, bench, found, starts, most)
-    return min(best, ray, key=lambda one: one.outcome.rank(bench.target))  # or no limit at all
+    best = min(found, ray, key=lambda one: one.outcome.rank(bench.target))  # or no limit at all
+    return _fewest_limited(lab, bench, best, starts, most)
 
 
 def _fewest_limited(
