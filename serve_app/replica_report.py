@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -45,8 +46,9 @@ IN_FORCE = (
 VALUES = (*SEEN, *IN_FORCE, *(f"{name}_{place}" for name in BINS for place in range(len(WEIGHTS))))
 ALWAYS = ("num_running", "num_waiting", "arrival_rate_per_s", *IN_FORCE[:6], "at_bound")
 _LAYOUT = struct.Struct(f"<{len(VALUES)}d")
-_VERSION = 1  # the first byte, never 0: replicas of another release may stand beside these
-_ROW = np.dtype([("version", "u1"), ("values", "<f8", (len(VALUES),))])
+# The first four bytes, never 0: replicas of a release with other values may stand beside these.
+_MARK = zlib.crc32(" ".join(VALUES).encode()) | 1 << 31
+_ROW = np.dtype([("mark", ">u4"), ("values", "<f8", (len(VALUES),))])
 
 
 def report(
@@ -80,12 +82,12 @@ def report(
 
 def written(values: Iterable[float]) -> dict[str, int]:
     """The values, in the order of `VALUES`, as the one number; NaN is "not known"."""
-    return {KEY: int.from_bytes(bytes([_VERSION]) + _LAYOUT.pack(*values), "big")}
+    return {KEY: int.from_bytes(_MARK.to_bytes(4, "big") + _LAYOUT.pack(*values), "big")}
 
 
 def is_report(value: Any) -> bool:
-    """Whether a number is a report of this release."""
-    return isinstance(value, int) and value >> (8 * _LAYOUT.size) == _VERSION
+    """Whether a number is a report with these values."""
+    return isinstance(value, int) and value >> (8 * _LAYOUT.size) == _MARK
 
 
 def read(reports: Sequence[int]) -> NDArray[np.float64]:
