@@ -38,8 +38,8 @@ def slowness_of(runs: Sequence[Observed]) -> list[tuple[float, ...]]:
     return [_slowness(run, quick_s) for run in runs]
 
 
-def mean_of(slowness: Sequence[float]) -> float:
-    """Its mean; 1 of nothing."""
+def mean_slowness(slowness: Sequence[float]) -> float:
+    """Of a run, in the mean over its windows; 1 where nothing was timed."""
     return math.fsum(slowness) / len(slowness) if slowness else 1.0
 
 
@@ -82,7 +82,7 @@ def _of_one(run: Observed, slowness: Sequence[float]) -> tuple[str, ...]:
         found.append(f"other processes used {run.conditions.foreign_cores:.2f} cores")
     if run.schedule_lag_p99_s > MAX_LAG_S:
         found.append(f"requests were sent up to {run.schedule_lag_p99_s:.2f} s late")
-    mean = mean_of(slowness)
+    mean = mean_slowness(slowness)
     if mean > MAX_SLOWNESS:
         found.append(f"the machine took {mean:.2f} of its quick time in the mean")
     return tuple(found)

@@ -20,7 +20,7 @@ from serve_app.fidelity.figures import (
     worst,
 )
 from serve_app.fidelity.host import HostEffects
-from serve_app.fidelity.judge import disturbances, mean_of, slowness_of
+from serve_app.fidelity.judge import disturbances, mean_slowness, slowness_of
 from serve_app.fidelity.observed import Observed
 from serve_app.fidelity.service import EngineSizes
 from serve_app.fidelity.simulated import Played, play
@@ -124,7 +124,7 @@ def compare(session: Session, profile: FittedModel) -> Outcome:
     others = [one for one in judged if one[0].load != CALIBRATION]
     if not calibrations or not others:
         raise ConfigError(f"expected a run named {CALIBRATION} and at least one other")
-    run, why, slow = min(calibrations, key=lambda one: (len(one[1]), mean_of(one[2])))
+    run, why, slow = min(calibrations, key=lambda one: (len(one[1]), mean_slowness(one[2])))
     effects = calibrate(run, profile, session.sizes, idle_watts=session.idle_watts, slowness=slow)
     compared = [_compared(*one, profile, session, effects) for one in others]
     names = dict.fromkeys(one.run.load for one in compared)
@@ -157,7 +157,7 @@ def _compared(  # noqa: PLR0913, PLR0917
         simulated=simulated_figures(run, played),
         plain=simulated_figures(run, plain),
         reasons=reasons,
-        slowness=mean_of(slowness),
+        slowness=mean_slowness(slowness),
     )
 
 

@@ -51,7 +51,7 @@ def summary(outcome: Outcome, link: str) -> str:
     """For the README: the errors, per load."""
     lines = [
         "Simulated over **measured**, less 1: the simulator beside the real engine under Ray, on",
-        "loads that nothing was fitted to; medians of the runs that count.",
+        "loads that no constant was fitted to; medians of the runs that count.",
         "",
         "| load | TTFT p50 | TTFT p99 | TPOT p50 | TPOT p99 | tokens/s | J/request | runs |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -225,19 +225,17 @@ def tuned_limit(lab: Lab, bench: Bench, static: Tuned, ray: Tuned) -> Tuned:
 
 
 def _fewest_limited(
-    lab: Lab, bench: Bench, found: Tuned, starts: Sequence[PolicySpec], most: int
+    lab: Lab, bench: Bench, best: Tuned, starts: Sequence[PolicySpec], most: int
 ) -> Tuned:
-    """What was found, or the smallest fixed fleet that attains in full under one of the limits that
-    fixed fleets began with, where that is cheaper: excerpts of one seed may choose too few."""
+    """The best so far, or the smallest fixed fleet that attains in full under one of the limits
+    that fixed fleets began with, where that is cheaper: excerpts of one seed may choose too few."""
     fixed = [spec for spec in starts if spec.options[f"inner.{TARGET_KEY}"] == FLOOR_TARGET]
-    best = found
-    for watts in sorted({spec.options["power_limit_watts"] for spec in fixed}, key=str):
+    for one in {str(spec.options["power_limit_watts"]): spec for spec in fixed}.values():
         for count in range(most, round(1.5 * most) + 1):
-            spec = next(one for one in fixed if one.options["power_limit_watts"] == watts).changed(
-                min_replicas=count
-            )
+            spec = one.changed(min_replicas=count)
             outcome = lab.outcome(bench, spec)
-            if outcome.joules_per_request >= best.outcome.joules_per_request and best.attains:
+            best = replace(best, verified=best.verified + 1)
+            if best.attains and outcome.joules_per_request >= best.outcome.joules_per_request:
                 break  # more replicas cost more
             if outcome.attained >= bench.target:
                 best = replace(best, spec=spec, outcome=outcome, attains=True)

@@ -24,7 +24,7 @@ from serve_app.fidelity.figures import (
     simulated_figures,
     worst,
 )
-from serve_app.fidelity.judge import disturbances, mean_of, slowness_of
+from serve_app.fidelity.judge import disturbances, mean_slowness, slowness_of
 from serve_app.fidelity.loads import calibration, held_out
 from serve_app.fidelity.observed import Books, Conditions, Observed, observed, start_joules
 from serve_app.fidelity.pulse import Pulse, windows_s
@@ -254,7 +254,7 @@ def test_slowness_is_the_median_of_half_a_minute_against_the_quickest_of_all_run
     )
     assert slow == pytest.approx([1.0] * 12 + [1.5] * 8)
     assert quick == pytest.approx([1.0] * 20)
-    assert (unknown, mean_of(unknown)) == ((), 1.0)
+    assert (unknown, mean_slowness(unknown)) == ((), 1.0)
 
 
 def test_what_two_replicas_do_to_the_memory_is_not_taken_for_a_slow_machine(run):
