@@ -100,7 +100,7 @@ def wish_of_replica(  # noqa: PLR0913, PLR0917
         num_replicas=present.num_replicas,
         max_num_active_seqs=cap,
         power_limit_watts=known.limits[row],
-        pack_seqs=known.pack_seqs if options.packed else None,
+        pack_seqs=known.pack_seqs[row] if options.packed else None,
         pack_tokens=_gate(known, row, settings, options) if options.packed else None,
     )
     if reason is Reason.NO_BETTER_POINT and cap != present.max_num_active_seqs:

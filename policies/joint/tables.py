@@ -29,17 +29,18 @@ class Capability:
     """What one replica can do under each limit, the lowest first and the device's own last.
 
     `most_per_s`: the highest load that holds the SLO; `best`: the limit with the fewest joules per
-    request at its highest load; `most_inside`: how many are in the replica at that load, per limit,
-    and `pack_seqs` under the best; `caps`: the largest
-    batch whose every step is in time when it is full; `prefill_s_per_token`: how long a waiting
-    prompt token takes.
+    request at its highest load; `most_inside`: how many are in the replica at its highest load,
+    per limit; `pack_seqs`: how many at the load to fill it up to, that of the fewest joules per
+    request. Under a higher limit the same load is fewer requests: a router that counts requests
+    would else give it more load the faster it is; `caps`: the largest batch whose every step is in
+    time when it is full; `prefill_s_per_token`: how long a waiting prompt token takes.
     """
 
     limits: tuple[float | None, ...]
     table: ServiceTable
     most_per_s: Floats
     best: int
-    pack_seqs: int
+    pack_seqs: tuple[int, ...]
     most_inside: Floats
     caps: tuple[int, ...]
     prefill_s_per_token: Floats
@@ -116,7 +117,8 @@ def _capability(
     ]
     best = int(np.argmin(costs))
     inside = np.array([table.inside_at(row, float(rate)) for row, rate in enumerate(most)])
-    pack = int(min(max(round(float(inside[best])), 1), workload.max_num_seqs))
+    filled = [table.inside_at(max(row, best), float(most[best])) for row in range(len(limits))]
+    packs = tuple(int(min(max(round(one), 1), workload.max_num_seqs)) for one in filled)
     caps, per_token = [], []
     for limit in limits:
         try:
@@ -124,7 +126,7 @@ def _capability(
         except ModelError:
             latency = model.latency
         # A margin says that modelled times are short, not that a queue should wait for it.
-        least = max(2 * pack, _full_batch(latency, replace(workload, pace_ratio=1.0)) // 2)
+        least = max(2 * packs[best], _full_batch(latency, replace(workload, pace_ratio=1.0)) // 2)
         caps.append(max(_full_batch(latency, workload), min(least, workload.max_num_seqs)))
         per_token.append(
             (latency.c_s_per_prefill_token + latency.d_s_per_token_beyond_knee)
@@ -135,7 +137,7 @@ def _capability(
         table=table,
         most_per_s=most,
         best=best,
-        pack_seqs=pack,
+        pack_seqs=packs,
         most_inside=inside,
         caps=tuple(caps),
         prefill_s_per_token=np.array(per_token),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from policies.core.types import (
 )
 from policies.energy_slo import EnergySlo
 from policies.joint.options import JointOptions
+from policies.joint.tables import capability
 from policies.model.fitted import FittedModel, Residuals, ValidRange
 from policies.model.latency import LatencyModel
 from policies.model.power import CapResponse, PowerModel
@@ -115,6 +117,19 @@ def test_a_light_load_gets_a_low_limit_and_a_heavy_one_a_high_one():
     assert light.chosen.power_limit_watts < 400.0
     assert heavy.chosen.power_limit_watts is None or heavy.chosen.power_limit_watts >= 400.0
     assert light.reason is Reason.CHEAPEST_FEASIBLE
+
+
+def test_a_replica_is_filled_up_to_a_load_not_up_to_a_number_of_requests():
+    """Else a higher limit, which serves as many sooner, would bring it more load, and that a still
+    higher limit."""
+    known = capability(MODEL, decide(report())[1].memory, SETTINGS, JointOptions())
+    packs = known.pack_seqs
+    assert 0 < known.best < len(known.limits) - 1
+    assert set(packs[: known.best]) == {packs[known.best]}
+    assert all(more > fewer for more, fewer in pairwise(packs[known.best :]))
+    pressed, _ = decide(report(waiting_prompt_tokens=60_000.0))
+    calm, _ = decide(report())
+    assert pressed.chosen.pack_seqs == packs[-1] < calm.chosen.pack_seqs
 
 
 def test_waiting_prompts_lift_the_limit_ahead_of_any_miss():
