@@ -4,6 +4,10 @@ No form of the load is assumed. Each 10 s are compared with three bases as they 
 before: how often the load came to so many times its base is the forecast for the base of now.
 What follows a calm is not what follows a burst, so each is counted by how the load then stood to
 its own mean; of what has been seen seldom, all cases together speak with the weight of a few.
+
+What is asked for within a burst comes when it is over, and has left when the next one comes. A load
+of bursts has one more forecast, which is the same at all times: half an hour's mean, and all that
+the load has been of its mean.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ KNOWN_S = 7200.0  # in which a load shows its habits
 LONG_S = 600.0  # time constant of the mean
 PRIOR_CASES = 60.0
 POOLED_CASES = 20.0
+BURSTY_RATIO, BURSTY_LEVELS = 2.0, 90  # of its ten-minute mean; a quarter of an hour of it
 SEEN_ONCE = 0.5  # of a case: what was seen once is forgotten with the rest
 STATES = (0.75, 1.33)  # of the ten-minute mean: calm below, a burst above
 GROWTH_STEP = 0.05  # of the logarithm of growth
@@ -89,9 +94,9 @@ class Outlook:
 
 def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outlook, ...]:
     """One for each base that has been seen often enough; each is a forecast by itself. In a steady
-    rise the first is the narrowest, between bursts the second, within a burst the third. 20 cases
+    rise the first is the narrowest, in gentle waves the second, at their top the third. 20 cases
     in which the load grew to `unknown` times the present stand for what has not been seen; they
-    fade."""
+    fade. The last is for loads of bursts only."""
     long = memory.longs[-1] if memory.longs else 0.0
     top = max(memory.levels[-TOP_LEVELS:], default=0.0)
     state = _state(present_per_s, long)
@@ -105,20 +110,28 @@ def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outl
             cases[_place(unknown)] += POOLED_CASES * PRIOR_CASES / max(total, PRIOR_CASES)
         if place == 0 or total >= PRIOR_CASES / 2.0:
             found.append(Outlook(rates_per_s=base * RATIOS, cases=cases))
+    if len(memory.levels) >= BURSTY_LEVELS and surge_ratio(memory) >= BURSTY_RATIO:
+        mean_per_s = sum(memory.levels) / len(memory.levels)
+        found.append(Outlook(rates_per_s=mean_per_s * RATIOS, cases=_of_mean(memory)))
     return tuple(found)
 
 
 def surge_ratio(memory: Memory) -> float:
     """How many times its ten-minute mean a load of 10 s has come to, once seen at least; 1 where
     nothing is known."""
-    counts = np.array([one or [0.0] * GROWTH_BINS for one in memory.grown[3:6]]).sum(axis=0)
-    tail = np.flatnonzero(np.cumsum(counts[::-1])[::-1] >= SEEN_ONCE)
+    tail = np.flatnonzero(np.cumsum(_of_mean(memory)[::-1])[::-1] >= SEEN_ONCE)
     return float(RATIOS[tail[-1]]) if len(tail) else 1.0
 
 
 def known_ratio(memory: Memory) -> float:
     """How far the habits of the load are known, 0..1: after two hours, silent or not."""
     return min(memory.seen_s / KNOWN_S, 1.0)
+
+
+def _of_mean(memory: Memory) -> Floats:
+    """How often the load was each of RATIOS times its ten-minute mean, in whatever state."""
+    states: list[Floats] = [np.array(one or [0.0] * GROWTH_BINS) for one in memory.grown[3:6]]
+    return states[0] + states[1] + states[2]
 
 
 def _top(memory: Memory, level: float, span_s: float) -> float:

@@ -130,11 +130,23 @@ def test_a_single_record_is_not_the_top_but_one_that_lasts_is():
 def test_bursts_that_come_again_are_expected_in_the_calm():
     wave = ([10.0] * 100 + [40.0] * 20) * 30
     memory = play([*wave, *[10.0] * 90])
-    present, _, from_top = outlooks(memory, 10.0, unknown=1.0)
+    present, _, from_top, _ = outlooks(memory, 10.0, unknown=1.0)
     assert quantile(present, 0.99) > 20.0
     assert quantile(from_top, 0.99) == pytest.approx(40.0, rel=0.15)
     in_burst = outlooks(play(wave), 40.0, unknown=1.0)
     assert min(quantile(one, 0.99) for one in in_burst) < 50.0  # 160 by the present alone
+
+
+def test_bursts_are_expected_as_much_between_as_within_them():
+    wave = ([10.0] * 100 + [40.0] * 20) * 30
+    *_, calm = outlooks(play([*wave, *[10.0] * 90]), 10.0, unknown=1.0)
+    *_, burst = outlooks(play(wave), 40.0, unknown=1.0)
+    for one in (calm, burst):  # before a burst the ten-minute mean is below that of half an hour
+        assert 40.0 <= quantile(one, 0.99) < 55.0
+        assert quantile(one, 0.5) == pytest.approx(10.0, rel=0.2)
+    assert len(outlooks(play(wave[:880]), 10.0, unknown=1.0)) == 3  # 90 levels are too few
+    gentle = ([10.0] * 100 + [18.0] * 20) * 30
+    assert len(outlooks(play(gentle), 10.0, unknown=1.0)) == 3
 
 
 def test_what_has_not_been_seen_is_taken_to_grow():
