@@ -92,7 +92,28 @@ class Outlook:
     cases: Floats
 
 
-def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outlook, ...]:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Swings:
+    """How often the load was each of RATIOS times its ten-minute mean, in whatever state, and the
+    highest of them that was seen at least once; 1 where nothing is known."""
+
+    cases: Floats
+    top_ratio: float
+
+
+def swings_of(memory: Memory) -> Swings:
+    """How far the load of 10 s has swung about its mean."""
+    cases = np.zeros(GROWTH_BINS)
+    for counts in memory.grown[3:6]:
+        if counts:
+            cases += counts
+    seen = np.flatnonzero(np.cumsum(cases[::-1])[::-1] >= SEEN_ONCE)
+    return Swings(cases=cases, top_ratio=float(RATIOS[seen[-1]]) if len(seen) else 1.0)
+
+
+def outlooks(
+    memory: Memory, present_per_s: float, unknown: float, swings: Swings
+) -> tuple[Outlook, ...]:
     """One for each base that has been seen often enough; each is a forecast by itself. In a steady
     rise the first is the narrowest, in gentle waves the second, at their top the third. 20 cases
     in which the load grew to `unknown` times the present stand for what has not been seen; they
@@ -110,28 +131,15 @@ def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outl
             cases[_place(unknown)] += POOLED_CASES * PRIOR_CASES / max(total, PRIOR_CASES)
         if place == 0 or total >= PRIOR_CASES / 2.0:
             found.append(Outlook(rates_per_s=base * RATIOS, cases=cases))
-    if len(memory.levels) >= BURSTY_LEVELS and surge_ratio(memory) >= BURSTY_RATIO:
+    if len(memory.levels) >= BURSTY_LEVELS and swings.top_ratio >= BURSTY_RATIO:
         mean_per_s = sum(memory.levels) / len(memory.levels)
-        found.append(Outlook(rates_per_s=mean_per_s * RATIOS, cases=_of_mean(memory)))
+        found.append(Outlook(rates_per_s=mean_per_s * RATIOS, cases=swings.cases))
     return tuple(found)
-
-
-def surge_ratio(memory: Memory) -> float:
-    """How many times its ten-minute mean a load of 10 s has come to, once seen at least; 1 where
-    nothing is known."""
-    tail = np.flatnonzero(np.cumsum(_of_mean(memory)[::-1])[::-1] >= SEEN_ONCE)
-    return float(RATIOS[tail[-1]]) if len(tail) else 1.0
 
 
 def known_ratio(memory: Memory) -> float:
     """How far the habits of the load are known, 0..1: after two hours, silent or not."""
     return min(memory.seen_s / KNOWN_S, 1.0)
-
-
-def _of_mean(memory: Memory) -> Floats:
-    """How often the load was each of RATIOS times its ten-minute mean, in whatever state."""
-    states: list[Floats] = [np.array(one or [0.0] * GROWTH_BINS) for one in memory.grown[3:6]]
-    return states[0] + states[1] + states[2]
 
 
 def _top(memory: Memory, level: float, span_s: float) -> float:

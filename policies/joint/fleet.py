@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from policies.core.forecast import Outlook, known_ratio, outlooks, surge_ratio, with_level
+from policies.core.forecast import Outlook, Swings, known_ratio, outlooks, swings_of, with_level
 from policies.core.lengths import mixed
 from policies.core.memory import Memory, lengths_due, with_lengths, with_need, with_pressure
 from policies.core.observe import CATCH_UP_S, View
@@ -142,12 +142,13 @@ def wish_of_fleet(  # noqa: PLR0913
         need = max(low, math.ceil(_busy(view)))
     else:
         allowed = _allowed(settings, options) * math.exp(-memory.pressure)
-        seen = outlooks(memory, now, options.unknown_growth)
+        swings = swings_of(memory)
+        seen = outlooks(memory, now, options.unknown_growth, swings)
         full_per_s = known.full_per_s
         least = min(
             _enough(known_of, full_per_s, one, allowed, bounds.max_replicas) for one in seen
         )
-        again = _again(known, memory, options)
+        again = _again(known, memory, options, swings)
         least = round(least * math.exp(CAUTION * memory.pressure))
         need = max(low, least, again)
     kept = math.ceil(memory.first_replicas * (1.0 - known_ratio(memory)))
@@ -190,11 +191,11 @@ def needing(  # noqa: PLR0913
     return with_need(memory, view.now_s, replicas, window_s)
 
 
-def _again(known: Capability, memory: Memory, options: JointOptions) -> int:
+def _again(known: Capability, memory: Memory, options: JointOptions, swings: Swings) -> int:
     """Replicas that the highest load of the last hours does not overload. Where it rises far above
     its mean within seconds, a queue is there before limits are lifted, and needs slack to go."""
     top = options.again_ratio * math.exp(AGAIN * memory.pressure) * memory.top_per_s
-    burstiness = min(max(surge_ratio(memory) - 1.0, 0.0) / BURSTS, 1.0)
+    burstiness = min(max(swings.top_ratio - 1.0, 0.0) / BURSTS, 1.0)
     slack_ratio = 1.0 + burstiness * (known.slack_ratio - 1.0)
     return math.ceil(top * slack_ratio / known.full_per_s) if known.full_per_s > 0.0 else 0
 

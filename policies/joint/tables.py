@@ -33,7 +33,8 @@ class Capability:
     per limit; `pack_seqs`: how many at the load to fill it up to, that of the fewest joules per
     request. Under a higher limit the same load is fewer requests: a router that counts requests
     would else give it more load the faster it is; `caps`: the largest batch whose every step is in
-    time when it is full; `prefill_s_per_token`: how long a waiting prompt token takes.
+    time when it is full; `prefill_s_per_token`: how long a waiting prompt token takes;
+    `full_per_s`: the load under which queues grow without end at full power.
     """
 
     limits: tuple[float | None, ...]
@@ -44,12 +45,7 @@ class Capability:
     most_inside: Floats
     caps: tuple[int, ...]
     prefill_s_per_token: Floats
-
-    @property
-    def full_per_s(self) -> float:
-        """The load under which queues grow without end at full power."""
-        stable = np.flatnonzero(self.table.missed_ratio[-1] < 1.0)
-        return float(self.table.rates_per_s[stable[-1]]) if len(stable) else 0.0
+    full_per_s: float
 
     @property
     def slack_ratio(self) -> float:
@@ -118,6 +114,7 @@ def _capability(
     best = int(np.argmin(costs))
     inside = np.array([table.inside_at(row, float(rate)) for row, rate in enumerate(most)])
     filled = [table.inside_at(max(row, best), float(most[best])) for row in range(len(limits))]
+    stable = np.flatnonzero(table.missed_ratio[-1] < 1.0)
     packs = tuple(int(min(max(round(one), 1), workload.max_num_seqs)) for one in filled)
     caps, per_token = [], []
     for limit in limits:
@@ -141,6 +138,7 @@ def _capability(
         most_inside=inside,
         caps=tuple(caps),
         prefill_s_per_token=np.array(per_token),
+        full_per_s=float(table.rates_per_s[stable[-1]]) if len(stable) else 0.0,
     )
 
 

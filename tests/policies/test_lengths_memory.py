@@ -13,8 +13,9 @@ from policies.core.forecast import (
     LEVEL_S,
     POOLED_CASES,
     RATIOS,
+    Outlook,
     outlooks,
-    surge_ratio,
+    swings_of,
     with_level,
 )
 from policies.core.lengths import EDGES, WEIGHTS, bins_of, mean_of, mixed
@@ -30,6 +31,10 @@ from policies.core.memory import (
     with_need,
     with_pressure,
 )
+
+
+def outlooks_of(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outlook, ...]:
+    return outlooks(memory, present_per_s, unknown, swings_of(memory))
 
 
 def test_bins_are_the_means_between_quantiles_and_keep_the_mean():
@@ -114,7 +119,7 @@ def quantile(outlook, share):
 
 def test_a_steady_load_is_expected_to_stay():
     memory = play([20.0] * 3600)
-    for outlook in outlooks(memory, 20.0, unknown=1.0):
+    for outlook in outlooks_of(memory, 20.0, unknown=1.0):
         assert quantile(outlook, 0.99) == pytest.approx(20.0, rel=0.06)
     assert memory.top_per_s == pytest.approx(20.0, rel=0.01)
 
@@ -130,27 +135,27 @@ def test_a_single_record_is_not_the_top_but_one_that_lasts_is():
 def test_bursts_that_come_again_are_expected_in_the_calm():
     wave = ([10.0] * 100 + [40.0] * 20) * 30
     memory = play([*wave, *[10.0] * 90])
-    present, _, from_top, _ = outlooks(memory, 10.0, unknown=1.0)
+    present, _, from_top, _ = outlooks_of(memory, 10.0, unknown=1.0)
     assert quantile(present, 0.99) > 20.0
     assert quantile(from_top, 0.99) == pytest.approx(40.0, rel=0.15)
-    in_burst = outlooks(play(wave), 40.0, unknown=1.0)
+    in_burst = outlooks_of(play(wave), 40.0, unknown=1.0)
     assert min(quantile(one, 0.99) for one in in_burst) < 50.0  # 160 by the present alone
 
 
 def test_bursts_are_expected_as_much_between_as_within_them():
     wave = ([10.0] * 100 + [40.0] * 20) * 30
-    *_, calm = outlooks(play([*wave, *[10.0] * 90]), 10.0, unknown=1.0)
-    *_, burst = outlooks(play(wave), 40.0, unknown=1.0)
+    *_, calm = outlooks_of(play([*wave, *[10.0] * 90]), 10.0, unknown=1.0)
+    *_, burst = outlooks_of(play(wave), 40.0, unknown=1.0)
     for one in (calm, burst):  # before a burst the ten-minute mean is below that of half an hour
         assert 40.0 <= quantile(one, 0.99) < 55.0
         assert quantile(one, 0.5) == pytest.approx(10.0, rel=0.2)
-    assert len(outlooks(play(wave[:880]), 10.0, unknown=1.0)) == 3  # 90 levels are too few
+    assert len(outlooks_of(play(wave[:880]), 10.0, unknown=1.0)) == 3  # 90 levels are too few
     gentle = ([10.0] * 100 + [18.0] * 20) * 30
-    assert len(outlooks(play(gentle), 10.0, unknown=1.0)) == 3
+    assert len(outlooks_of(play(gentle), 10.0, unknown=1.0)) == 3
 
 
 def test_what_has_not_been_seen_is_taken_to_grow():
-    (only,) = outlooks(Memory(), 10.0, unknown=1.5)
+    (only,) = outlooks_of(Memory(), 10.0, unknown=1.5)
     assert only.cases.sum() == POOLED_CASES
     assert only.rates_per_s[only.cases > 0] == pytest.approx([15.0], rel=0.06)
     assert len(only.rates_per_s) == len(RATIOS)
@@ -168,17 +173,17 @@ def test_noise_of_counting_is_no_growth():
 
 def test_what_follows_a_burst_is_not_what_follows_a_calm():
     wave = ([10.0] * 100 + [40.0] * 20) * 30
-    calm, *_ = outlooks(play([*wave, *[10.0] * 60]), 10.0, unknown=1.0)
-    burst, *_ = outlooks(play(wave), 40.0, unknown=1.0)
+    calm, *_ = outlooks_of(play([*wave, *[10.0] * 60]), 10.0, unknown=1.0)
+    burst, *_ = outlooks_of(play(wave), 40.0, unknown=1.0)
     share = [float(one.cases[RATIOS > 1.5].sum() / one.cases.sum()) for one in (calm, burst)]
     assert share[0] > 3.0 * share[1]
 
 
 def test_a_surge_is_a_jump_beyond_the_mean_not_a_slow_rise():
-    assert surge_ratio(Memory()) == 1.0
+    assert swings_of(Memory()).top_ratio == 1.0
     slow = list(np.linspace(10.0, 40.0, 4 * 3600))
-    assert surge_ratio(play(slow)) < 1.3
-    bursts = surge_ratio(play(([10.0] * 280 + [40.0] * 20) * 12))
+    assert swings_of(play(slow)).top_ratio < 1.3
+    bursts = swings_of(play(([10.0] * 280 + [40.0] * 20) * 12)).top_ratio
     assert 2.5 < bursts < 4.3  # 40 of a mean of 10 to 12
 
 
