@@ -211,11 +211,10 @@ class EnergySlo:
         if self.model is None or decision.load is None:
             return decision
         question = Question(model=self.model, load=decision.load, slo=settings.slo)
-        return replace(
-            decision,
-            predicted_present=predict_or_none(question, decision.present),
-            predicted_chosen=predict_or_none(question, decision.chosen),
-        )
+        present = chosen = predict_or_none(question, decision.present)
+        if decision.chosen != decision.present:
+            chosen = predict_or_none(question, decision.chosen)
+        return replace(decision, predicted_present=present, predicted_chosen=chosen)
 
 
 def _sized(view: View, settings: ControlSettings, num_replicas: int, reason: Reason) -> Decision:

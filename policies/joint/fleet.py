@@ -277,20 +277,17 @@ def fleet_watts(
     one after the other up to the load of the fewest joules per request."""
     table, most = known.table, known.most_per_s
     shares = rate_per_s / np.maximum(counts, 1)
-    spread = np.where(most[:, None] >= shares, table.watts_at(shares), np.inf).min(axis=0)
-    even = np.where(np.isfinite(spread), spread, table.watts_at(shares)[-1]) * counts
-    if not packed or most[known.best] <= 0.0:
-        return np.asarray(even)
     each = float(most[known.best])
-    full = np.minimum(np.floor(rate_per_s / each), counts)
+    full = np.minimum(np.floor(rate_per_s / each), counts) if each > 0.0 else np.zeros(len(counts))
     rest = rate_per_s - full * each
-    full_watts = float(table.watts_at(each)[known.best])
-    fits = rest <= each
-    part_watts = float(
-        np.where(
-            most >= rest.max(), table.watts_at(float(np.clip(rest, 0.0, each).max())), np.inf
-        ).min()
-    )
+    part = min(max(float(rest.max()), 0.0), each)
+    watts = table.watts_at(np.append(shares, (each, part)))
+    spread = np.where(most[:, None] >= shares, watts[:, :-2], np.inf).min(axis=0)
+    even = np.where(np.isfinite(spread), spread, watts[-1, :-2]) * counts
+    if not packed or each <= 0.0:
+        return np.asarray(even)
+    full_watts = float(watts[known.best, -2])
+    part_watts = float(np.where(most >= rest.max(), watts[:, -1], np.inf).min())
     idle = np.maximum(counts - full - 1, 0)
     filled = full * full_watts + np.where(counts > full, part_watts, 0.0) + idle * table.idle_watts
-    return np.asarray(np.where(fits, np.minimum(filled, even), even))
+    return np.asarray(np.where(rest <= each, np.minimum(filled, even), even))
