@@ -35,7 +35,7 @@ class JointOptions:
     unknown_growth: float = 1.3
     again_ratio: float = 1.0
     allowed_share: float = 0.8
-    edge_share: float = 0.55
+    edge_share: float = 0.5
     hold_s: float = 20.0
     backlog_ratio: float = 0.3
     gate_ratio: float = 0.05
