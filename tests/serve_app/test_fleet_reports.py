@@ -44,6 +44,10 @@ def test_a_report_carries_every_field_and_what_is_not_known():
     )
 
 
+def test_observations_need_no_constructor():
+    assert not hasattr(ReplicaObservation, "__post_init__")  # `_by_column` would pass it over
+
+
 def test_the_time_of_a_report_is_that_of_its_newest_value():
     seen = context([stats()])
     (series,) = seen.raw_metrics[KEY].values()
