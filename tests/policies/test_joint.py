@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from policies.core.types import (
     ReplicaObservation,
 )
 from policies.energy_slo import EnergySlo
+from policies.joint.fleet import fleet_watts
 from policies.joint.options import JointOptions
 from policies.joint.tables import capability
 from policies.model.fitted import FittedModel, Residuals, ValidRange
@@ -132,6 +134,28 @@ def test_a_replica_is_filled_up_to_a_load_not_up_to_a_number_of_requests():
     assert pressed.chosen.pack_seqs == packs[-1] < calm.chosen.pack_seqs
 
 
+@pytest.mark.parametrize("full", [0.03, 0.6, 1.03])
+def test_a_packed_fleet_draws_what_its_full_its_part_and_its_idle_replicas_draw(full):
+    known = capability(MODEL, decide(report())[1].memory, SETTINGS, JointOptions())
+    each = float(known.most_per_s[known.best])
+    holds = [k for k, most in enumerate(known.most_per_s) if most >= (full % 1.0) * each]
+
+    def watts(rate):
+        return known.table.watts_at(np.array([rate]))[:, 0]
+
+    part = min(watts((full % 1.0) * each)[k] for k in holds)
+    whole = int(full)
+    packed = [
+        whole * watts(each)[known.best] + part + (count - whole - 1) * known.table.idle_watts
+        for count in (4, 5, 6)
+    ]
+    counts = np.array([4, 5, 6])
+    spread = fleet_watts(known, full * each, counts, packed=False)
+    seen = fleet_watts(known, full * each, counts, packed=True)
+    assert seen == pytest.approx(np.minimum(packed, spread), rel=1e-6)
+    assert (seen < spread).any()
+
+
 def test_waiting_prompts_lift_the_limit_ahead_of_any_miss():
     calm, state = decide(report())
     pressed, _ = decide(
@@ -154,6 +178,17 @@ def test_misses_are_answered_by_a_higher_limit():
     assert state.memory.margin > 0.5
     low, high = calm.chosen.power_limit_watts, late.chosen.power_limit_watts
     assert high is None or high > low
+
+
+def test_a_decision_tells_what_the_model_says_of_both_points():
+    """The one in force and the one that is asked for, which is another one here."""
+    decision, _ = fleet(0.0, 2, 60.0)
+    assert decision.chosen.num_replicas > decision.present.num_replicas
+    for said, point in (
+        (decision.predicted_present, decision.present),
+        (decision.predicted_chosen, decision.chosen),
+    ):
+        assert said == MODEL.predict(point, decision.load, SETTINGS.slo)
 
 
 @pytest.mark.slow
