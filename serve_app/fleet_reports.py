@@ -21,6 +21,7 @@ _PLACE = {name: place for place, name in enumerate(VALUES)}
 _ALWAYS = [_PLACE[name] for name in ALWAYS]
 _LEARNED = [_PLACE[name] for name in ("step_time_ratio", "energy_ratio", "at_bound")]
 _PUT = [getattr(ReplicaObservation, item.name).__set__ for item in fields(ReplicaObservation)]
+_WHOLE = [_PLACE[name] for name in WHOLE]
 _MOST = 1e9  # of what is counted in whole numbers
 
 
@@ -36,13 +37,21 @@ class Reports:
     def __len__(self) -> int:
         return len(self.names)
 
+    def only(self, places: list[int]) -> Reports:
+        """These rows alone."""
+        return Reports(
+            names=tuple(self.names[place] for place in places),
+            times_s=tuple(self.times_s[place] for place in places),
+            values=self.values[places],
+        )
+
     def column(self, key: str) -> NDArray[np.float64]:
         """One value of every replica."""
         return np.asarray(self.values[:, _PLACE[key]])
 
-    def least(self, key: str) -> float:
-        """The smallest of a value that always is there. Raises ValueError without replicas."""
-        return float(self.column(key).min())
+    def least(self, *keys: str) -> tuple[float, ...]:
+        """The smallest of values that always are there. Raises ValueError without replicas."""
+        return tuple(self.values[:, [_PLACE[key] for key in keys]].min(axis=0).tolist())
 
     def most(self, key: str) -> float:
         """The largest of a value that always is there. Raises ValueError without replicas."""
@@ -60,12 +69,14 @@ class Reports:
         if queued > 0.0 and len(self):
             seen = seen.copy()
             seen[:, _PLACE["num_waiting"]] += queued / len(self)
-        whole = [_PLACE[name] for name in WHOLE]
-        cells = seen.astype(object)
-        cells[:, whole] = np.nan_to_num(seen[:, whole]).clip(0.0, _MOST).astype(np.int64)
-        cells[np.isnan(seen)] = None
-        bins = [self._bins(name) for name in BINS]
-        return _by_column(self.names, self.times_s, *cells.T.tolist(), *bins)
+        missing = np.isnan(seen)
+        columns = seen.T.tolist()
+        counts = np.where(missing, 0.0, seen)[:, _WHOLE].clip(0.0, _MOST).astype(np.int64)
+        for place, column in zip(_WHOLE, counts.T.tolist(), strict=True):
+            columns[place] = column
+        for place in np.flatnonzero(missing.any(axis=0)).tolist():
+            columns[place] = _or_none(columns[place], missing[:, place])
+        return _by_column(self.names, self.times_s, *columns, *map(self._bins, BINS))
 
     def correction(
         self, now_s: float, stale_after_s: float, settings: CorrectionSettings
@@ -85,11 +96,14 @@ class Reports:
     def _bins(self, name: str) -> list[tuple[float, ...] | None]:
         first = _PLACE[f"{name}_0"]
         table = self.values[:, first : first + len(WEIGHTS)]
-        missing: Any = np.isnan(table).any(axis=1)
-        return [
-            None if nothing else tuple(row)
-            for row, nothing in zip(table.tolist(), missing, strict=True)
-        ]
+        return _or_none(list(zip(*table.T.tolist(), strict=True)), np.isnan(table).any(axis=1))
+
+
+def _or_none(values: list[Any], missing: Any) -> list[Any]:
+    """The values, None in place of the missing ones."""
+    if not missing.any():
+        return values
+    return [None if none else one for one, none in zip(values, missing.tolist(), strict=True)]
 
 
 def _by_column(*columns: Sequence[Any]) -> list[ReplicaObservation]:
@@ -109,24 +123,18 @@ def latest_reports(context: Any) -> Reports:
     that always is there, or is not counted as running by Ray any more, is left out."""
     series = (context.raw_metrics or {}).get(KEY) or {}
     running = {_name(one) for one in context.running_replicas or ()}
-    newest = {_name(one): entries[-1] for one, entries in series.items() if entries}
-    names = sorted(
-        name
-        for name, entry in newest.items()
+    newest = sorted(
+        (name, entry.timestamp, entry.value)
+        for name, entry in ((_name(one), entries[-1]) for one, entries in series.items() if entries)
         if (name in running or not running) and is_report(entry.value)
     )
-    if not names:
+    if not newest:
         return NOTHING
-    values = read([newest[name].value for name in names])
-    whole: Any = np.isfinite(values[:, _ALWAYS]).all(axis=1)
-    if not whole.all():
-        names = [name for name, good in zip(names, whole, strict=True) if good]
-        values = values[whole]
-    return Reports(
-        names=tuple(names),
-        times_s=tuple(newest[name].timestamp for name in names),
-        values=values,
-    )
+    names, times_s, told = zip(*newest, strict=True)
+    values = read(told)
+    whole = np.isfinite(values[:, _ALWAYS]).all(axis=1)
+    reports = Reports(names=names, times_s=times_s, values=values)
+    return reports if whole.all() else reports.only(np.flatnonzero(whole).tolist())
 
 
 def _name(replica: Any) -> str:

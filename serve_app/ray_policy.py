@@ -41,6 +41,7 @@ log = logging.getLogger("ray.serve")
 
 _EVALUATE_EVERY_S = 1.0  # as often as replicas report
 _FREE = frozenset({Knob.NUM_REPLICAS})  # each replica owns its other knobs (DESIGN §1.3)
+_STRICTEST = ("min_active_seqs", "max_num_seqs", "slo_ttft_s", "slo_tpot_s", "mode")
 _STATE_KEY, _TIMES_KEY = "jouleserve", "jouleserve_decision_s"
 
 
@@ -79,6 +80,7 @@ class EnergyPolicy:
         self._model = FittedModel.from_dict(profile, source=source) if profile else None
         self._packed = packed
         self._in_force: ControlSettings | None = None  # as replicas last reported it
+        self._told: tuple[Bounds, tuple[float, ...], float] | None = None
         self._times = DecisionTimes()
         self._evaluated_s: float | None = None
         self._wanted = 0
@@ -164,22 +166,23 @@ class EnergyPolicy:
                 before.bounds, min_replicas=bounds.min_replicas, max_replicas=bounds.max_replicas
             )
             return replace(before, bounds=kept)
-        bounds = replace(
-            bounds,
-            min_active_seqs=int(reports.least("min_active_seqs")),
-            max_num_seqs=int(reports.least("max_num_seqs")),
-        )
-        slo = SLO(
-            ttft_s=reports.least("slo_ttft_s"),
-            tpot_s=reports.least("slo_tpot_s"),
-            percentile=reports.most("slo_percentile"),
-        )
-        self._in_force = replace(
-            self._energy.to_control_settings(bounds),
-            slo=slo,
-            mode=MODES[int(reports.least("mode"))],
-        )
+        told = (bounds, reports.least(*_STRICTEST), reports.most("slo_percentile"))
+        if self._in_force is None or told != self._told:
+            self._told, self._in_force = told, self._as_told(*told)
         return self._in_force
+
+    def _as_told(
+        self, bounds: Bounds, strictest: tuple[float, ...], percentile: float
+    ) -> ControlSettings:
+        min_active_seqs, max_num_seqs, ttft_s, tpot_s, mode = strictest
+        bounds = replace(
+            bounds, min_active_seqs=int(min_active_seqs), max_num_seqs=int(max_num_seqs)
+        )
+        return replace(
+            self._energy.to_control_settings(bounds),
+            slo=SLO(ttft_s=ttft_s, tpot_s=tpot_s, percentile=percentile),
+            mode=MODES[int(mode)],
+        )
 
     def _log(self, decision: Decision, context: Any) -> None:
         """One line per change of mind, not per tick."""

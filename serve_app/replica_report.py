@@ -93,4 +93,5 @@ def is_report(value: Any) -> bool:
 def read(reports: Sequence[int]) -> NDArray[np.float64]:
     """The values of reports, (replicas, values): NaN where one is not known."""
     rows = b"".join(one.to_bytes(_ROW.itemsize, "big") for one in reports)
-    return np.asarray(np.frombuffer(rows, dtype=_ROW)["values"], dtype=np.float64)
+    packed = np.frombuffer(rows, dtype=_ROW)["values"]  # behind four bytes: no value is aligned
+    return packed.astype(np.float64)
