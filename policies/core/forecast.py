@@ -5,9 +5,10 @@ before: how often the load came to so many times its base is the forecast for th
 What follows a calm is not what follows a burst, so each is counted by how the load then stood to
 its own mean; of what has been seen seldom, all cases together speak with the weight of a few.
 
-What is asked for within a burst comes when it is over, and has left when the next one comes. A load
-of bursts has one more forecast, which is the same at all times: half an hour's mean, and all that
-the load has been of its mean.
+Where the present tells no more than the mean, the load is one of bursts: what is asked for within
+one comes when it is over, and has left when the next one comes. Such a load has a forecast that is
+the same at all times: half an hour's mean, and all that the load has been of its mean. How high the
+next burst is, a handful of them do not tell; they are taken for a log-normal sample.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ LONG_S = 600.0  # time constant of the mean
 PRIOR_CASES = 60.0
 POOLED_CASES = 20.0
 BURSTY_RATIO, BURSTY_LEVELS = 2.0, 90  # of its ten-minute mean; a quarter of an hour of it
+BURSTY_REACH, REACHED_SHARE = 0.9, 0.02  # of the swings; of what is asked for, what is beyond
+BURST_RATIO = 1.75  # of the mean: what counts as a burst
+BURST_SIGMA, BURST_CASES = 0.25, 5.0  # of the logarithm of bursts, before any is seen
 SEEN_ONCE = 0.5  # of a case: what was seen once is forgotten with the rest
 STATES = (0.75, 1.33)  # of the ten-minute mean: calm below, a burst above
 GROWTH_STEP = 0.05  # of the logarithm of growth
@@ -94,21 +98,23 @@ class Outlook:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Swings:
-    """How often the load was each of RATIOS times its ten-minute mean, in whatever state, and the
-    highest of them that was seen at least once; 1 where nothing is known."""
+    """How often the load was each of RATIOS times its ten-minute mean, in whatever state, the
+    highest of them that was seen at least once (1 where nothing is known), and whether the last
+    minute says no more about what comes than that mean."""
 
     cases: Floats
     top_ratio: float
+    bursts: bool
 
 
 def swings_of(memory: Memory) -> Swings:
     """How far the load of 10 s has swung about its mean."""
-    cases = np.zeros(GROWTH_BINS)
-    for counts in memory.grown[3:6]:
-        if counts:
-            cases += counts
+    cases = _pooled(memory, 1)
     seen = np.flatnonzero(np.cumsum(cases[::-1])[::-1] >= SEEN_ONCE)
-    return Swings(cases=cases, top_ratio=float(RATIOS[seen[-1]]) if len(seen) else 1.0)
+    top_ratio = float(RATIOS[seen[-1]]) if len(seen) else 1.0
+    known = len(memory.levels) >= BURSTY_LEVELS and top_ratio >= BURSTY_RATIO
+    bursts = known and _reach(_pooled(memory, 0)) >= BURSTY_REACH * _reach(cases)
+    return Swings(cases=cases, top_ratio=top_ratio, bursts=bursts)
 
 
 def outlooks(
@@ -117,13 +123,16 @@ def outlooks(
     """One for each base that has been seen often enough; each is a forecast by itself. In a steady
     rise the first is the narrowest, in gentle waves the second, at their top the third. 20 cases
     in which the load grew to `unknown` times the present stand for what has not been seen; they
-    fade. The last is for loads of bursts only."""
+    fade. A load of bursts has one alone."""
+    if swings.bursts:
+        mean_per_s = sum(memory.levels) / len(memory.levels)
+        return (Outlook(rates_per_s=mean_per_s * RATIOS, cases=_smoothed(swings.cases)),)
     long = memory.longs[-1] if memory.longs else 0.0
     top = max(memory.levels[-TOP_LEVELS:], default=0.0)
     state = _state(present_per_s, long)
     found = []
     for place, base in enumerate((present_per_s, long, top)):
-        each = [np.array(one or [0.0] * GROWTH_BINS) for one in memory.grown[3 * place :][:3]]
+        each = _counts(memory, place)
         pooled = each[0] + each[1] + each[2]
         total = float(pooled.sum())
         cases = each[state] + POOLED_CASES / max(total, POOLED_CASES) * pooled
@@ -131,10 +140,40 @@ def outlooks(
             cases[_place(unknown)] += POOLED_CASES * PRIOR_CASES / max(total, PRIOR_CASES)
         if place == 0 or total >= PRIOR_CASES / 2.0:
             found.append(Outlook(rates_per_s=base * RATIOS, cases=cases))
-    if len(memory.levels) >= BURSTY_LEVELS and swings.top_ratio >= BURSTY_RATIO:
-        mean_per_s = sum(memory.levels) / len(memory.levels)
-        found.append(Outlook(rates_per_s=mean_per_s * RATIOS, cases=swings.cases))
     return tuple(found)
+
+
+def _counts(memory: Memory, place: int) -> list[Floats]:
+    """Growth of a base, by the state it grew from: 0 is the last minute, 1 the ten-minute mean, 2
+    the top of half an hour."""
+    return [np.array(one or [0.0] * GROWTH_BINS) for one in memory.grown[3 * place :][:3]]
+
+
+def _pooled(memory: Memory, place: int) -> Floats:
+    return np.asarray(sum(_counts(memory, place), np.zeros(GROWTH_BINS)))
+
+
+def _reach(cases: Floats) -> float:
+    """The ratio beyond which no more than a fiftieth of all that was asked for came; 0 of none."""
+    asked = np.cumsum((cases * RATIOS)[::-1])[::-1]
+    reached = np.flatnonzero(asked > REACHED_SHARE * asked[0])
+    return float(RATIOS[reached[-1]]) if len(reached) else 0.0
+
+
+def _smoothed(cases: Floats) -> Floats:
+    """As many bursts as were seen, as high as a log-normal distribution with their mean and their
+    spread has them (each added to a few cases of the prior spread)."""
+    bursts = RATIOS >= BURST_RATIO
+    counts = np.where(bursts, cases, 0.0)
+    seen = float(counts.sum())
+    if seen <= 0.0:
+        return cases
+    heights = np.log(RATIOS)
+    mean = float(counts @ heights) / seen
+    squares = float(counts @ (heights - mean) ** 2) + BURST_CASES * BURST_SIGMA**2
+    variance = squares / (seen + BURST_CASES)
+    shape = np.where(bursts, np.exp(-((heights - mean) ** 2) / (2.0 * variance)), 0.0)
+    return np.where(bursts, seen * shape / float(shape.sum()), cases)
 
 
 def known_ratio(memory: Memory) -> float:

@@ -28,6 +28,8 @@ SEEN_REQUESTS, FEW_REQUESTS = 512.0, 64.0  # that bins are made of: at most; too
 AGAIN, CAUTION = 0.15, 0.1  # of the pressure: on what may come again, and on the fleet
 BURSTS = 2.0  # times its mean beyond it: what makes a load one of bursts
 IDLE_SHARE = 0.1  # of what it can serve: what a replica with so little misses, more do not cure
+MISS_PRICE, USUAL_PRESSURE = 6.0, 0.5  # requests' joules; at which it is that
+GRID = 16  # counts that are compared at once
 PAYBACK_S = 300.0  # a replica that only saves must have paid for its start by then
 
 
@@ -145,9 +147,12 @@ def wish_of_fleet(  # noqa: PLR0913
         swings = swings_of(memory)
         seen = outlooks(memory, now, options.unknown_growth, swings)
         full_per_s = known.full_per_s
-        least = min(
-            _enough(known_of, full_per_s, one, allowed, bounds.max_replicas) for one in seen
-        )
+        most = bounds.max_replicas
+        if swings.bursts:
+            pool = observation.pool_replicas
+            least = worthwhile(known_of, pool, seen[0], memory.pressure, most)
+        else:
+            least = min(_enough(known_of, full_per_s, one, allowed, most) for one in seen)
         again = _again(known, memory, options, swings)
         least = round(least * math.exp(CAUTION * memory.pressure))
         need = max(low, least, again)
@@ -238,6 +243,42 @@ def _enough(
         else:
             low = middle + 1
     return low
+
+
+def worthwhile(
+    known_of: Callable[[int], Capability],
+    present: int,
+    outlook: Outlook,
+    pressure: float,
+    most: int,
+) -> int:
+    """The replicas, each at full power, with which idling and misses cost the least in the mean
+    over the outlook. Bursts reach so high that a share of misses is a matter of the rarest few;
+    what one more replica saves on all of them is known better. A miss is worth the joules of
+    `MISS_PRICE` requests, and more where there have been too many."""
+    weights = outlook.cases * outlook.rates_per_s
+    total = float(weights.sum())
+    if total <= 0.0:
+        return 1
+    mean_per_s = total / float(outlook.cases.sum())
+    known = known_of(present)
+    each = float(known.most_per_s[known.best])
+    watts = float(np.interp(each, known.table.rates_per_s, known.table.watts[known.best]))
+    idle = known.table.idle_watts * each / max(mean_per_s * watts, 1e-9)
+    price = MISS_PRICE * math.exp((pressure - USUAL_PRESSURE) / 2.0)
+
+    def cost(replicas: int) -> float:
+        table = known_of(replicas).table
+        each = outlook.rates_per_s / replicas
+        missed = weights @ np.interp(each, table.rates_per_s, table.missed_ratio[-1], right=1)
+        return idle * replicas + price * float(missed) / total
+
+    low, high = 1, max(most, 1)
+    while high - low > GRID:
+        counts = np.unique(np.geomspace(low, high, GRID).round()).astype(int).tolist()
+        best = min(range(len(counts)), key=lambda place: cost(counts[place]))
+        low, high = counts[max(best - 1, 0)], counts[min(best + 1, len(counts) - 1)]
+    return min(range(low, high + 1), key=cost)
 
 
 def start_watts(model: FittedModel, options: JointOptions) -> float:

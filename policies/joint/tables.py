@@ -20,7 +20,7 @@ from policies.model.service import Floats, ServiceTable, Workload, service_table
 POOLS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 MARGIN_STEP = 0.05  # margins are rounded to this, so that tables are used again
 SPARE = 0.3  # margins lower than minus this
-SLACK = 0.07  # times how steep misses are
+SLACK = 0.09  # of load between few misses and all: where it is worth as much again
 WEIGHTS_OF = np.array(WEIGHTS)
 
 
@@ -52,7 +52,7 @@ class Capability:
         """By how much more than a top load a fleet must be able to serve: 1.1 where misses rise
         slowly with the load, up to 1.8 where a few percent lie between none and all of them."""
         steep = self.full_per_s / max(float(self.most_per_s[-1]), 1e-9) - 1.0
-        return 1.0 + min(SLACK / max(steep, 1e-9), 0.8)
+        return 1.0 + min((SLACK / max(steep, 1e-9)) ** 2, 0.8)
 
     @property
     def top_per_s(self) -> float:

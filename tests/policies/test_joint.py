@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from policies.core.control import state_from_dict, state_to_dict
 from policies.core.errors import ConfigError
+from policies.core.forecast import RATIOS, Outlook
 from policies.core.lengths import bins_of
 from policies.core.types import (
     SLO,
@@ -25,9 +26,9 @@ from policies.core.types import (
     ReplicaObservation,
 )
 from policies.energy_slo import EnergySlo
-from policies.joint.fleet import fleet_watts
+from policies.joint.fleet import fleet_watts, worthwhile
 from policies.joint.options import JointOptions
-from policies.joint.tables import capability
+from policies.joint.tables import capability, pool_of
 from policies.model.fitted import FittedModel, Residuals, ValidRange
 from policies.model.latency import LatencyModel
 from policies.model.power import CapResponse, PowerModel
@@ -189,6 +190,34 @@ def test_a_decision_tells_what_the_model_says_of_both_points():
         (decision.predicted_chosen, decision.chosen),
     ):
         assert said == MODEL.predict(point, decision.load, SETTINGS.slo)
+
+
+@pytest.mark.parametrize("most", [1, 12, 64, 700])
+@pytest.mark.parametrize("rate", [3.0, 40.0, 900.0])
+def test_a_fleet_for_bursts_is_the_one_whose_idling_and_misses_cost_least(most, rate):
+    memory = decide(report())[1].memory
+    heights = np.exp(-((np.log(RATIOS) - 1.2) ** 2) / 0.2)
+    outlook = Outlook(rates_per_s=rate * RATIOS, cases=heights + 30.0 * (np.abs(RATIOS - 1) < 0.1))
+
+    def known_of(replicas):
+        return capability(MODEL, memory, SETTINGS, JointOptions(), pool_of(replicas))
+
+    def cost(replicas, pressure):
+        table, weights = known_of(replicas).table, outlook.cases * outlook.rates_per_s
+        share = [np.interp(one / replicas, table.rates_per_s, table.missed_ratio[-1], right=1)
+                 for one in outlook.rates_per_s]  # fmt: skip
+        known = known_of(4)
+        each = known.most_per_s[known.best]
+        watts = np.interp(each, known.table.rates_per_s, known.table.watts[known.best])
+        mean = weights.sum() / outlook.cases.sum()
+        idle = replicas * known.table.idle_watts / (mean * watts / each)
+        dearer = math.exp((pressure - 0.5) / 2)
+        return idle + 6.0 * dearer * float(weights @ np.array(share)) / weights.sum()
+
+    chosen = worthwhile(known_of, 4, outlook, 0.5, most)
+    least = min(range(1, most + 1), key=lambda replicas: cost(replicas, 0.5))
+    assert cost(chosen, 0.5) == pytest.approx(cost(least, 0.5), rel=1e-3)
+    assert worthwhile(known_of, 4, outlook, 2.0, most) >= chosen
 
 
 @pytest.mark.slow

@@ -37,6 +37,11 @@ def outlooks_of(memory: Memory, present_per_s: float, unknown: float) -> tuple[O
     return outlooks(memory, present_per_s, unknown, swings_of(memory))
 
 
+def by_base(memory: Memory, present_per_s: float) -> tuple[Outlook, ...]:
+    """As if the load were none of bursts."""
+    return outlooks(memory, present_per_s, 1.0, replace(swings_of(memory), bursts=False))
+
+
 def test_bins_are_the_means_between_quantiles_and_keep_the_mean():
     values = np.random.default_rng(0).lognormal(6.0, 1.0, 100_000)
     bins = bins_of(values)
@@ -135,23 +140,49 @@ def test_a_single_record_is_not_the_top_but_one_that_lasts_is():
 def test_bursts_that_come_again_are_expected_in_the_calm():
     wave = ([10.0] * 100 + [40.0] * 20) * 30
     memory = play([*wave, *[10.0] * 90])
-    present, _, from_top, _ = outlooks_of(memory, 10.0, unknown=1.0)
+    present, _, from_top = by_base(memory, 10.0)
     assert quantile(present, 0.99) > 20.0
     assert quantile(from_top, 0.99) == pytest.approx(40.0, rel=0.15)
-    in_burst = outlooks_of(play(wave), 40.0, unknown=1.0)
+    in_burst = by_base(play(wave), 40.0)
     assert min(quantile(one, 0.99) for one in in_burst) < 50.0  # 160 by the present alone
 
 
 def test_bursts_are_expected_as_much_between_as_within_them():
     wave = ([10.0] * 100 + [40.0] * 20) * 30
-    *_, calm = outlooks_of(play([*wave, *[10.0] * 90]), 10.0, unknown=1.0)
-    *_, burst = outlooks_of(play(wave), 40.0, unknown=1.0)
+    (calm,) = outlooks_of(play([*wave, *[10.0] * 90]), 10.0, unknown=1.0)
+    (burst,) = outlooks_of(play(wave), 40.0, unknown=1.0)
     for one in (calm, burst):  # before a burst the ten-minute mean is below that of half an hour
-        assert 40.0 <= quantile(one, 0.99) < 55.0
+        assert 40.0 <= quantile(one, 0.97) < 60.0
         assert quantile(one, 0.5) == pytest.approx(10.0, rel=0.2)
     assert len(outlooks_of(play(wave[:880]), 10.0, unknown=1.0)) == 3  # 90 levels are too few
     gentle = ([10.0] * 100 + [18.0] * 20) * 30
     assert len(outlooks_of(play(gentle), 10.0, unknown=1.0)) == 3
+
+
+def test_a_load_whose_present_tells_what_comes_is_none_of_bursts():
+    rise = list(np.linspace(10.0, 40.0, 240))
+    ramps = play(([10.0] * 1200 + rise + [40.0] * 600 + rise[::-1]) * 4)
+    assert swings_of(ramps).top_ratio > 2.0  # of the ten-minute mean
+    assert not swings_of(ramps).bursts
+    assert len(outlooks_of(ramps, 10.0, unknown=1.0)) == 3
+
+
+def test_bursts_are_as_high_as_a_log_normal_sample_of_those_seen():
+    heights = [25.0, 45.0] * 15
+    waves = [level for height in heights for level in [10.0] * 100 + [height] * 20]
+    memory = play(waves)
+    cases = swings_of(memory).cases
+    (one,) = outlooks_of(memory, 10.0, unknown=1.0)
+    hot = RATIOS >= 1.75
+    assert one.cases[~hot] == pytest.approx(cases[~hot])
+    assert one.cases[hot].sum() == pytest.approx(cases[hot].sum())
+    logs = np.log(RATIOS[hot])
+    mean = (cases[hot] @ logs) / cases[hot].sum()
+    assert (one.cases[hot] @ logs) / one.cases[hot].sum() == pytest.approx(mean, abs=0.1)
+    peak = int(np.argmax(one.cases[hot]))
+    assert (np.diff(one.cases[hot])[:peak] >= 0.0).all()  # two peaks were seen
+    assert (np.diff(one.cases[hot])[peak:] <= 0.0).all()
+    assert one.cases[RATIOS > 5.5].sum() > cases[RATIOS > 5.5].sum()
 
 
 def test_what_has_not_been_seen_is_taken_to_grow():
@@ -173,8 +204,8 @@ def test_noise_of_counting_is_no_growth():
 
 def test_what_follows_a_burst_is_not_what_follows_a_calm():
     wave = ([10.0] * 100 + [40.0] * 20) * 30
-    calm, *_ = outlooks_of(play([*wave, *[10.0] * 60]), 10.0, unknown=1.0)
-    burst, *_ = outlooks_of(play(wave), 40.0, unknown=1.0)
+    calm, *_ = by_base(play([*wave, *[10.0] * 60]), 10.0)
+    burst, *_ = by_base(play(wave), 40.0)
     share = [float(one.cases[RATIOS > 1.5].sum() / one.cases.sum()) for one in (calm, burst)]
     assert share[0] > 3.0 * share[1]
 
