@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from policies.core.control import state_from_dict, state_to_dict
 from policies.core.errors import ConfigError
-from policies.core.forecast import RATIOS, Outlook
+from policies.core.forecast import RATIOS, Outlook, swings_of
 from policies.core.lengths import bins_of
 from policies.core.types import (
     SLO,
@@ -218,6 +218,31 @@ def test_a_fleet_for_bursts_is_the_one_whose_idling_and_misses_cost_least(most, 
     least = min(range(1, most + 1), key=lambda replicas: cost(replicas, 0.5))
     assert cost(chosen, 0.5) == pytest.approx(cost(least, 0.5), rel=1e-3)
     assert worthwhile(known_of, 4, outlook, 2.0, most) >= chosen
+
+
+@pytest.mark.parametrize(("steep", "slack"), [(0.03, 1.8), (0.1, 1.8), (0.18, 1.25), (0.9, 1.01)])
+def test_slack_against_overload_falls_with_the_square_of_how_slowly_misses_rise(steep, slack):
+    known = capability(MODEL, decide(report())[1].memory, SETTINGS, JointOptions())
+    full_per_s = float(known.most_per_s[-1]) * (1.0 + steep)
+    assert replace(known, full_per_s=full_per_s).slack_ratio == pytest.approx(slack, abs=1e-6)
+
+
+def test_a_fleet_in_bursts_is_sized_by_what_misses_cost():
+    """More of them, more replicas, whether its present is calm or not."""
+    state, wanted = None, 8
+    for second in range(0, 5400, 5):
+        rate = 40.0 if second % 120 < 100 else 160.0
+        decision, state = fleet(float(second), wanted, rate, state)
+        wanted = decision.chosen.num_replicas
+    assert swings_of(state.memory).bursts
+
+    def needed(rate, pressure):
+        told = replace(state, memory=replace(state.memory, pressure=pressure, top_per_s=0.0))
+        decision, _ = fleet(5405.0, wanted, rate, told)
+        return int(decision.notes[0].split("need ")[1].split(",")[0])
+
+    assert needed(40.0, 0.5) == needed(160.0, 0.5)
+    assert needed(40.0, 3.0) > needed(40.0, 0.5)
 
 
 @pytest.mark.slow

@@ -185,6 +185,21 @@ def test_bursts_are_as_high_as_a_log_normal_sample_of_those_seen():
     assert one.cases[RATIOS > 5.5].sum() > cases[RATIOS > 5.5].sum()
 
 
+def test_a_few_bursts_alike_do_not_promise_that_the_next_is():
+    """Those seen stand beside five cases of a spread of a quarter."""
+    few = play(([10.0] * 580 + [40.0] * 20) * 2 + [10.0] * 60)
+    often = play(([10.0] * 580 + [40.0] * 20) * 20 + [10.0] * 60)
+    spread = []
+    for memory in (few, often):
+        hot = np.where(RATIOS >= 1.75, swings_of(memory).cases, 0.0)
+        (one,) = outlooks(memory, 10.0, 1.0, replace(swings_of(memory), bursts=True))
+        burst = np.where(RATIOS >= 1.75, one.cases, 0.0) / hot.sum()
+        mean = burst @ np.log(RATIOS)
+        spread.append(math.sqrt(burst @ (np.log(RATIOS) - mean) ** 2))
+    assert spread[0] > 0.15
+    assert spread[1] < 0.75 * spread[0]
+
+
 def test_what_has_not_been_seen_is_taken_to_grow():
     (only,) = outlooks_of(Memory(), 10.0, unknown=1.5)
     assert only.cases.sum() == POOLED_CASES
