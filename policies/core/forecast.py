@@ -117,16 +117,11 @@ def swings_of(memory: Memory) -> Swings:
     return Swings(cases=cases, top_ratio=top_ratio, bursts=bursts)
 
 
-def outlooks(
-    memory: Memory, present_per_s: float, unknown: float, swings: Swings
-) -> tuple[Outlook, ...]:
+def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outlook, ...]:
     """One for each base that has been seen often enough; each is a forecast by itself. In a steady
     rise the first is the narrowest, in gentle waves the second, at their top the third. 20 cases
     in which the load grew to `unknown` times the present stand for what has not been seen; they
-    fade. A load of bursts has one alone."""
-    if swings.bursts:
-        mean_per_s = sum(memory.levels) / len(memory.levels)
-        return (Outlook(rates_per_s=mean_per_s * RATIOS, cases=_smoothed(swings.cases)),)
+    fade."""
     long = memory.longs[-1] if memory.longs else 0.0
     top = max(memory.levels[-TOP_LEVELS:], default=0.0)
     state = _state(present_per_s, long)
@@ -141,6 +136,12 @@ def outlooks(
         if place == 0 or total >= PRIOR_CASES / 2.0:
             found.append(Outlook(rates_per_s=base * RATIOS, cases=cases))
     return tuple(found)
+
+
+def burst_outlook(memory: Memory, swings: Swings) -> Outlook:
+    """The forecast of a load of bursts, the same within one and between."""
+    mean_per_s = sum(memory.levels) / max(len(memory.levels), 1)
+    return Outlook(rates_per_s=mean_per_s * RATIOS, cases=_smoothed(swings.cases))
 
 
 def _counts(memory: Memory, place: int) -> list[Floats]:

@@ -8,7 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from policies.core.forecast import Outlook, Swings, known_ratio, outlooks, swings_of, with_level
+from policies.core.forecast import (
+    Outlook,
+    Swings,
+    burst_outlook,
+    known_ratio,
+    outlooks,
+    swings_of,
+    with_level,
+)
 from policies.core.lengths import mixed
 from policies.core.memory import Memory, lengths_due, with_lengths, with_need, with_pressure
 from policies.core.observe import CATCH_UP_S, View
@@ -28,8 +36,9 @@ SEEN_REQUESTS, FEW_REQUESTS = 512.0, 64.0  # that bins are made of: at most; too
 AGAIN, CAUTION = 0.15, 0.1  # of the pressure: on what may come again, and on the fleet
 BURSTS = 2.0  # times its mean beyond it: what makes a load one of bursts
 IDLE_SHARE = 0.1  # of what it can serve: what a replica with so little misses, more do not cure
-MISS_PRICE, USUAL_PRESSURE = 6.0, 0.5  # requests' joules; at which it is that
-GRID = 16  # counts that are compared at once
+MISS_PRICE = 6.0  # joules of a miss, by those of a request
+USUAL_PRESSURE = 0.5  # at which a miss costs that; e times as much at 2.5
+GRID = 16  # fleet sizes compared at once
 PAYBACK_S = 300.0  # a replica that only saves must have paid for its start by then
 
 
@@ -143,15 +152,14 @@ def wish_of_fleet(  # noqa: PLR0913
     if known.full_per_s <= 0.0:  # nothing holds: as many as are busy, not all there are
         need = max(low, math.ceil(_busy(view)))
     else:
-        allowed = _allowed(settings, options) * math.exp(-memory.pressure)
-        swings = swings_of(memory)
-        seen = outlooks(memory, now, options.unknown_growth, swings)
-        full_per_s = known.full_per_s
-        most = bounds.max_replicas
+        swings, most = swings_of(memory), bounds.max_replicas
         if swings.bursts:
-            pool = observation.pool_replicas
-            least = worthwhile(known_of, pool, seen[0], memory.pressure, most)
+            outlook = burst_outlook(memory, swings)
+            least = worthwhile(known_of, known, outlook, memory.pressure, most)
         else:
+            allowed = _allowed(settings, options) * math.exp(-memory.pressure)
+            seen = outlooks(memory, now, options.unknown_growth)
+            full_per_s = known.full_per_s
             least = min(_enough(known_of, full_per_s, one, allowed, most) for one in seen)
         again = _again(known, memory, options, swings)
         least = round(least * math.exp(CAUTION * memory.pressure))
@@ -222,23 +230,16 @@ def _enough(
     """The fewest replicas, each at full power, with which no more than the allowed share of all
     requests misses in the mean over the outlook, beyond what a fleet that has next to nothing to
     do misses as well; at most `most`. Of many, each serves more."""
-    weights = outlook.cases * outlook.rates_per_s
-    total = float(weights.sum())
-    if total <= 0.0:
+    mean_per_s = _mean_per_s(outlook)
+    if mean_per_s <= 0.0:
         return 1
-
-    def misses(replicas: int) -> float:
-        table = known_of(replicas).table
-        each = outlook.rates_per_s / replicas
-        return float(weights @ np.interp(each, table.rates_per_s, table.missed_ratio[-1], right=1))
-
-    mean_per_s = total / float(outlook.cases.sum())
+    missed_ratio = _misses_of(known_of, outlook)
     idlest = math.ceil(mean_per_s / max(IDLE_SHARE * full_per_s, 1e-9))
-    allowed = allowed * total + misses(max(idlest, 1))
+    allowed = allowed + missed_ratio(max(idlest, 1))
     low, high = 1, max(most, 1)
     while low < high:
         middle = (low + high) // 2
-        if misses(middle) <= allowed:
+        if missed_ratio(middle) <= allowed:
             high = middle
         else:
             low = middle + 1
@@ -247,38 +248,56 @@ def _enough(
 
 def worthwhile(
     known_of: Callable[[int], Capability],
-    present: int,
+    known: Capability,
     outlook: Outlook,
     pressure: float,
     most: int,
 ) -> int:
     """The replicas, each at full power, with which idling and misses cost the least in the mean
-    over the outlook. Bursts reach so high that a share of misses is a matter of the rarest few;
-    what one more replica saves on all of them is known better. A miss is worth the joules of
-    `MISS_PRICE` requests, and more where there have been too many."""
-    weights = outlook.cases * outlook.rates_per_s
-    total = float(weights.sum())
-    if total <= 0.0:
+    over the outlook; no fewer than its mean keeps busy, at most `most`. Bursts reach so high that
+    a share of misses is a matter of the rarest few; what one more replica saves on all of them is
+    known better. `known` is what one can do in the fleet of now."""
+    mean_per_s = _mean_per_s(outlook)
+    if mean_per_s <= 0.0:
         return 1
-    mean_per_s = total / float(outlook.cases.sum())
-    known = known_of(present)
-    each = float(known.most_per_s[known.best])
-    watts = float(np.interp(each, known.table.rates_per_s, known.table.watts[known.best]))
-    idle = known.table.idle_watts * each / max(mean_per_s * watts, 1e-9)
-    price = MISS_PRICE * math.exp((pressure - USUAL_PRESSURE) / 2.0)
+    each_per_s = float(known.most_per_s[known.best])
+    watts = float(known.table.watts_at(np.array([each_per_s]))[known.best, 0])
+    idle_price = known.table.idle_watts * each_per_s / max(mean_per_s * watts, 1e-9)
+    miss_price = MISS_PRICE * math.exp((pressure - USUAL_PRESSURE) / 2.0)
+
+    missed_ratio = _misses_of(known_of, outlook)
 
     def cost(replicas: int) -> float:
-        table = known_of(replicas).table
-        each = outlook.rates_per_s / replicas
-        missed = weights @ np.interp(each, table.rates_per_s, table.missed_ratio[-1], right=1)
-        return idle * replicas + price * float(missed) / total
+        """In joules of a request at the load of the fewest of them."""
+        return idle_price * replicas + miss_price * missed_ratio(replicas)
 
-    low, high = 1, max(most, 1)
+    high = max(most, 1)
+    low = min(math.ceil(mean_per_s / known.full_per_s), high)
     while high - low > GRID:
         counts = np.unique(np.geomspace(low, high, GRID).round()).astype(int).tolist()
         best = min(range(len(counts)), key=lambda place: cost(counts[place]))
         low, high = counts[max(best - 1, 0)], counts[min(best + 1, len(counts) - 1)]
     return min(range(low, high + 1), key=cost)
+
+
+def _mean_per_s(outlook: Outlook) -> float:
+    cases = float(outlook.cases.sum())
+    return float(outlook.cases @ outlook.rates_per_s) / cases if cases > 0.0 else 0.0
+
+
+def _misses_of(known_of: Callable[[int], Capability], outlook: Outlook) -> Callable[[int], float]:
+    """Of all requests of the outlook, the share that so many replicas at full power miss."""
+    asked = outlook.cases * outlook.rates_per_s
+    shares = asked / float(asked.sum())
+
+    def missed_ratio(replicas: int) -> float:
+        table = known_of(replicas).table
+        each_per_s = outlook.rates_per_s / replicas
+        return float(
+            shares @ np.interp(each_per_s, table.rates_per_s, table.missed_ratio[-1], right=1)
+        )
+
+    return missed_ratio
 
 
 def start_watts(model: FittedModel, options: JointOptions) -> float:

@@ -20,7 +20,7 @@ from policies.model.service import Floats, ServiceTable, Workload, service_table
 POOLS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 MARGIN_STEP = 0.05  # margins are rounded to this, so that tables are used again
 SPARE = 0.3  # margins lower than minus this
-SLACK = 0.09  # of load between few misses and all: where it is worth as much again
+SLACK = 0.09  # of the load between few misses and all: so little asks for a slack of all of it
 WEIGHTS_OF = np.array(WEIGHTS)
 
 

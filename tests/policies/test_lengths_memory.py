@@ -14,6 +14,7 @@ from policies.core.forecast import (
     POOLED_CASES,
     RATIOS,
     Outlook,
+    burst_outlook,
     outlooks,
     swings_of,
     with_level,
@@ -33,13 +34,8 @@ from policies.core.memory import (
 )
 
 
-def outlooks_of(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outlook, ...]:
-    return outlooks(memory, present_per_s, unknown, swings_of(memory))
-
-
-def by_base(memory: Memory, present_per_s: float) -> tuple[Outlook, ...]:
-    """As if the load were none of bursts."""
-    return outlooks(memory, present_per_s, 1.0, replace(swings_of(memory), bursts=False))
+def bursts_of(memory: Memory) -> Outlook:
+    return burst_outlook(memory, swings_of(memory))
 
 
 def test_bins_are_the_means_between_quantiles_and_keep_the_mean():
@@ -124,7 +120,7 @@ def quantile(outlook, share):
 
 def test_a_steady_load_is_expected_to_stay():
     memory = play([20.0] * 3600)
-    for outlook in outlooks_of(memory, 20.0, unknown=1.0):
+    for outlook in outlooks(memory, 20.0, unknown=1.0):
         assert quantile(outlook, 0.99) == pytest.approx(20.0, rel=0.06)
     assert memory.top_per_s == pytest.approx(20.0, rel=0.01)
 
@@ -140,23 +136,24 @@ def test_a_single_record_is_not_the_top_but_one_that_lasts_is():
 def test_bursts_that_come_again_are_expected_in_the_calm():
     wave = ([10.0] * 100 + [40.0] * 20) * 30
     memory = play([*wave, *[10.0] * 90])
-    present, _, from_top = by_base(memory, 10.0)
+    present, _, from_top = outlooks(memory, 10.0, unknown=1.0)
     assert quantile(present, 0.99) > 20.0
     assert quantile(from_top, 0.99) == pytest.approx(40.0, rel=0.15)
-    in_burst = by_base(play(wave), 40.0)
+    in_burst = outlooks(play(wave), 40.0, unknown=1.0)
     assert min(quantile(one, 0.99) for one in in_burst) < 50.0  # 160 by the present alone
 
 
 def test_bursts_are_expected_as_much_between_as_within_them():
     wave = ([10.0] * 100 + [40.0] * 20) * 30
-    (calm,) = outlooks_of(play([*wave, *[10.0] * 90]), 10.0, unknown=1.0)
-    (burst,) = outlooks_of(play(wave), 40.0, unknown=1.0)
-    for one in (calm, burst):  # before a burst the ten-minute mean is below that of half an hour
-        assert 40.0 <= quantile(one, 0.97) < 60.0
-        assert quantile(one, 0.5) == pytest.approx(10.0, rel=0.2)
-    assert len(outlooks_of(play(wave[:880]), 10.0, unknown=1.0)) == 3  # 90 levels are too few
+    calm, burst = play([*wave, *[10.0] * 90]), play(wave)
+    for memory in (calm, burst):  # before a burst the ten-minute mean is below half an hour's
+        assert swings_of(memory).bursts
+        assert 40.0 <= quantile(bursts_of(memory), 0.97) < 55.0
+        assert 40.0 <= quantile(bursts_of(memory), 0.99) < 55.0  # the tail is a log-normal's
+        assert quantile(bursts_of(memory), 0.5) == pytest.approx(10.0, rel=0.2)
+    assert not swings_of(play(wave[:880])).bursts  # 90 levels are too few
     gentle = ([10.0] * 100 + [18.0] * 20) * 30
-    assert len(outlooks_of(play(gentle), 10.0, unknown=1.0)) == 3
+    assert not swings_of(play(gentle)).bursts
 
 
 def test_a_load_whose_present_tells_what_comes_is_none_of_bursts():
@@ -164,7 +161,6 @@ def test_a_load_whose_present_tells_what_comes_is_none_of_bursts():
     ramps = play(([10.0] * 1200 + rise + [40.0] * 600 + rise[::-1]) * 4)
     assert swings_of(ramps).top_ratio > 2.0  # of the ten-minute mean
     assert not swings_of(ramps).bursts
-    assert len(outlooks_of(ramps, 10.0, unknown=1.0)) == 3
 
 
 def test_bursts_are_as_high_as_a_log_normal_sample_of_those_seen():
@@ -172,7 +168,8 @@ def test_bursts_are_as_high_as_a_log_normal_sample_of_those_seen():
     waves = [level for height in heights for level in [10.0] * 100 + [height] * 20]
     memory = play(waves)
     cases = swings_of(memory).cases
-    (one,) = outlooks_of(memory, 10.0, unknown=1.0)
+    assert swings_of(memory).bursts
+    one = bursts_of(memory)
     hot = RATIOS >= 1.75
     assert one.cases[~hot] == pytest.approx(cases[~hot])
     assert one.cases[hot].sum() == pytest.approx(cases[hot].sum())
@@ -192,8 +189,7 @@ def test_a_few_bursts_alike_do_not_promise_that_the_next_is():
     spread = []
     for memory in (few, often):
         hot = np.where(RATIOS >= 1.75, swings_of(memory).cases, 0.0)
-        (one,) = outlooks(memory, 10.0, 1.0, replace(swings_of(memory), bursts=True))
-        burst = np.where(RATIOS >= 1.75, one.cases, 0.0) / hot.sum()
+        burst = np.where(RATIOS >= 1.75, bursts_of(memory).cases, 0.0) / hot.sum()
         mean = burst @ np.log(RATIOS)
         spread.append(math.sqrt(burst @ (np.log(RATIOS) - mean) ** 2))
     assert spread[0] > 0.15
@@ -201,7 +197,7 @@ def test_a_few_bursts_alike_do_not_promise_that_the_next_is():
 
 
 def test_what_has_not_been_seen_is_taken_to_grow():
-    (only,) = outlooks_of(Memory(), 10.0, unknown=1.5)
+    (only,) = outlooks(Memory(), 10.0, unknown=1.5)
     assert only.cases.sum() == POOLED_CASES
     assert only.rates_per_s[only.cases > 0] == pytest.approx([15.0], rel=0.06)
     assert len(only.rates_per_s) == len(RATIOS)
@@ -219,8 +215,8 @@ def test_noise_of_counting_is_no_growth():
 
 def test_what_follows_a_burst_is_not_what_follows_a_calm():
     wave = ([10.0] * 100 + [40.0] * 20) * 30
-    calm, *_ = by_base(play([*wave, *[10.0] * 60]), 10.0)
-    burst, *_ = by_base(play(wave), 40.0)
+    calm, *_ = outlooks(play([*wave, *[10.0] * 60]), 10.0, unknown=1.0)
+    burst, *_ = outlooks(play(wave), 40.0, unknown=1.0)
     share = [float(one.cases[RATIOS > 1.5].sum() / one.cases.sum()) for one in (calm, burst)]
     assert share[0] > 3.0 * share[1]
 
