@@ -42,6 +42,7 @@ log = logging.getLogger("ray.serve")
 _EVALUATE_EVERY_S = 1.0  # as often as replicas report
 _FREE = frozenset({Knob.NUM_REPLICAS})  # each replica owns its other knobs (DESIGN §1.3)
 _STRICTEST = ("min_active_seqs", "max_num_seqs", "slo_ttft_s", "slo_tpot_s", "mode")
+Told = tuple[Bounds, tuple[float, ...], float]  # Ray's bounds, `_STRICTEST`, the SLO's percentile
 _STATE_KEY, _TIMES_KEY = "jouleserve", "jouleserve_decision_s"
 
 
@@ -79,8 +80,7 @@ class EnergyPolicy:
         source = "policy_kwargs.profile"
         self._model = FittedModel.from_dict(profile, source=source) if profile else None
         self._packed = packed
-        self._in_force: ControlSettings | None = None  # as replicas last reported it
-        self._told: tuple[Bounds, tuple[float, ...], float] | None = None
+        self._in_force: tuple[Told, ControlSettings] | None = None  # as replicas last reported it
         self._times = DecisionTimes()
         self._evaluated_s: float | None = None
         self._wanted = 0
@@ -161,19 +161,22 @@ class EnergyPolicy:
             max_replicas=context.capacity_adjusted_max_replicas,
         )
         if not reports:
-            before = self._in_force or self._energy.to_control_settings(bounds)
+            before = self._energy.to_control_settings(bounds)
+            if self._in_force is not None:
+                _, before = self._in_force
             kept = replace(
                 before.bounds, min_replicas=bounds.min_replicas, max_replicas=bounds.max_replicas
             )
             return replace(before, bounds=kept)
         told = (bounds, reports.least(*_STRICTEST), reports.most("slo_percentile"))
-        if self._in_force is None or told != self._told:
-            self._told, self._in_force = told, self._as_told(*told)
-        return self._in_force
+        if self._in_force is None or told != self._in_force[0]:
+            self._in_force = (told, self._as_told(*told))
+        return self._in_force[1]
 
     def _as_told(
         self, bounds: Bounds, strictest: tuple[float, ...], percentile: float
     ) -> ControlSettings:
+        """Start-time settings with `bounds` and the replicas' values of `_STRICTEST`."""
         min_active_seqs, max_num_seqs, ttft_s, tpot_s, mode = strictest
         bounds = replace(
             bounds, min_active_seqs=int(min_active_seqs), max_num_seqs=int(max_num_seqs)
