@@ -21,7 +21,7 @@ from serve_app.actuators.power_limit import (
     restore_left_over,
     same,
 )
-from serve_app.meters.nvml_errors import Nvml
+from serve_app.nvml_library import Nvml
 
 SETTLE_S = 3.0  # a limit settles within 1 to 3 s, with an overshoot of about 9 W (MMBT)
 

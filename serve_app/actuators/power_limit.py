@@ -13,7 +13,7 @@ from typing import Any
 
 from policies.core.errors import ActuationError, ActuationRefused, MeterError, MeterPermission
 from serve_app.actuators.limit_record import LimitRecord, RecordFile
-from serve_app.meters.nvml_errors import Nvml, NvmlNotSupported
+from serve_app.nvml_library import Nvml, NvmlNotSupported
 
 SAME_WATTS = 0.5  # a driver may round what it is told to whole watts
 

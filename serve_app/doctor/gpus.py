@@ -12,7 +12,7 @@ from serve_app.doctor.granting import gpu_library
 from serve_app.doctor.host import Host
 from serve_app.doctor.scope import Scope
 from serve_app.meters import DeviceReading, NvmlBackend, Source
-from serve_app.meters.nvml_errors import Nvml
+from serve_app.nvml_library import Nvml
 
 Facts = dict[str, Any]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from policies.core.errors import MeterError
 from serve_app.meters import NvmlBackend, NvmlSettings, Source
-from serve_app.meters.nvml_errors import Nvml
+from serve_app.nvml_library import Nvml
 
 _GETTERS = ("nvmlDeviceGet", "nvmlSystemGet")
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from policies.core.errors import ConfigError, MeterError, MeterPermission, MeterUnavailable
 from serve_app.meters.base import Device, DeviceReading, Source
 from serve_app.meters.gpu_selection import GpuIdentity, select_gpus, visible_gpus
-from serve_app.meters.nvml_errors import Nvml
 from serve_app.meters.nvml_gpu import NvmlGpu
 from serve_app.meters.nvml_sharing import GpuSharing
 from serve_app.meters.poller import Poller
+from serve_app.nvml_library import Nvml
 
 _SHARING_PERIOD_S = 10.0  # how often it is asked who else computes on the GPUs
 

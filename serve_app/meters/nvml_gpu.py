@@ -10,9 +10,9 @@ from serve_app.meters.base import Anomaly, Device, DeviceKind, DeviceReading, So
 from serve_app.meters.counters import CounterTracker, PowerIntegrator
 from serve_app.meters.cross_check import CrossCheck
 from serve_app.meters.gpu_selection import GpuIdentity, Selected
-from serve_app.meters.nvml_errors import GpuLost, Nvml, NvmlNotSupported
 from serve_app.meters.nvml_power import PowerSensor
 from serve_app.meters.nvml_sharing import GpuSharing, gpu_sharing
+from serve_app.nvml_library import GpuLost, Nvml, NvmlNotSupported
 
 _MAX_WATTS = 3000.0  # above any board on the market; used where the GPU does not tell its limit
 _LIMIT_FACTOR = 2.0  # short excursions above the power limit are real; twice it is not

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from policies.core.errors import MeterError
-from serve_app.meters.nvml_errors import Nvml, NvmlNotSupported
+from serve_app.nvml_library import Nvml, NvmlNotSupported
 
 _MEAN_S = 1.0
 _AMPERE = 7  # nvmlDeviceArchitecture_t: NVML_DEVICE_ARCH_AMPERE

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from policies.core.errors import MeterError
-from serve_app.meters.nvml_errors import GpuLost, Nvml
+from serve_app.nvml_library import GpuLost, Nvml
 
 # nvmlComputeMode_t
 _MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}

@@ -14,7 +14,7 @@ from meter_contract import CHECKS
 
 from policies.core.errors import MeterPermission, MeterUnavailable
 from serve_app.meters import EnergyMeter, NvmlBackend, NvmlSettings, Source
-from serve_app.meters.nvml_errors import ERRORS, GpuLost, NvmlNotSupported, NvmlTransient
+from serve_app.nvml_library import ERRORS, GpuLost, NvmlNotSupported, NvmlTransient
 
 ENERGY, POWER = "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage"
 FIELDS = "nvmlDeviceGetFieldValues"

@@ -1,4 +1,7 @@
-"""NVML's error codes as ours: one table. The classes say what a reading does next."""
+"""NVML's error codes as ours: one table. The classes say what a reading does next.
+
+It needs nvidia-ml-py and the standard library alone: the power agent runs with no more.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ ERRORS: dict[int, tuple[type[MeterError], str]] = {
     3: (NvmlNotSupported, "not supported by this GPU"),
     4: (MeterPermission, "this process may not read it: run as a user who may open /dev/nvidia*"),
     6: (MeterUnavailable, "no such GPU"),
+    8: (MeterUnavailable, "the GPU's external power cables are not all plugged in"),
     9: (MeterUnavailable, "the NVIDIA driver is not loaded"),
     10: (NvmlTransient, "the driver timed out"),
     12: (MeterUnavailable, "libnvidia-ml.so.1 is not installed: no NVIDIA driver here"),
