@@ -1,7 +1,7 @@
 """The power limits that were found before they were changed, kept in a file for the next start.
 
-One file per host, held by one process at a time. It lies in /run: a power limit does not outlive a
-reboot either.
+One file per host, held by one process at a time: the power agent or a profile run. It outlives a
+reboot: a limit does not, so that one that was found below the driver's default is set again.
 """
 
 from __future__ import annotations
@@ -10,22 +10,31 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from policies.core.errors import ActuationError, ActuationRefused
 
-STATE_FILE = Path("/run/jouleserve/power-limits.json")
-_SCHEMA_VERSION = 1
+STATE_FILE = Path("/var/lib/jouleserve/power-limits.json")
+_SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """One GPU before the first change. `watts`: its power limit; `asked_watts`: the limits that it
+    may have from us now; `clocks`: whether its clocks may be locked by us."""
+
+    watts: float
+    asked_watts: tuple[float, ...] = ()
+    clocks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LimitRecord:
-    """`found_watts`: each GPU's limit before the first change, by UUID; `asked_watts`: all limits
-    that were asked for since, on each of these GPUs."""
+    """What was found on each GPU that was changed, by UUID."""
 
-    found_watts: Mapping[str, float]
-    asked_watts: tuple[float, ...] = ()
+    gpus: Mapping[str, Found] = field(default_factory=dict)
 
 
 def read_record(path: Path) -> LimitRecord | None:
@@ -35,9 +44,8 @@ def read_record(path: Path) -> LimitRecord | None:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        found = {str(uuid): float(watts) for uuid, watts in data["found_watts"].items()}
-        asked = tuple(float(watts) for watts in data["asked_watts"])
         known = data["schema_version"] == _SCHEMA_VERSION
+        gpus = {str(uuid): _found_of(one) for uuid, one in data["gpus"].items()} if known else {}
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -49,7 +57,12 @@ def read_record(path: Path) -> LimitRecord | None:
             f"{path}: not a record of power limits; set them by hand (nvidia-smi -pl WATTS) and "
             "delete the file"
         )
-    return LimitRecord(found_watts=found, asked_watts=asked)
+    return LimitRecord(gpus=gpus)
+
+
+def _found_of(data: Mapping[str, Any]) -> Found:
+    asked = tuple(float(watts) for watts in data["asked_watts"])
+    return Found(watts=float(data["found_watts"]), asked_watts=asked, clocks=bool(data["clocks"]))
 
 
 class RecordFile:
@@ -89,8 +102,14 @@ class RecordFile:
         """Replace the record; it is on disk when this returns. ActuationRefused if it cannot be."""
         data = {
             "schema_version": _SCHEMA_VERSION,
-            "found_watts": dict(record.found_watts),
-            "asked_watts": list(record.asked_watts),
+            "gpus": {
+                uuid: {
+                    "found_watts": one.watts,
+                    "asked_watts": list(one.asked_watts),
+                    "clocks": one.clocks,
+                }
+                for uuid, one in record.gpus.items()
+            },
         }
         draft = self.path.with_name(f".{self.path.name}.part")
         try:

@@ -12,7 +12,7 @@ from typing import Self
 
 from policies.core.errors import ActuationError, ActuationRefused, MeterError
 from serve_app.actuators.at_end import undone_at_end
-from serve_app.actuators.limit_record import STATE_FILE, LimitRecord, RecordFile
+from serve_app.actuators.limit_record import STATE_FILE, Found, LimitRecord, RecordFile
 from serve_app.actuators.power_limit import (
     SAME_WATTS,
     GpuPowerLimit,
@@ -78,7 +78,9 @@ class LimitedGpus:
             self._found_enforced = self._enforced
             stack.enter_context(undone_at_end(self._undo))
             stack.push(self._leave)
-            self._record = LimitRecord(found_watts=self.found_watts)
+            self._record = LimitRecord(
+                gpus={uuid: Found(watts=watts) for uuid, watts in self.found_watts.items()}
+            )
             self._file.write(self._record)
             self._write(self.found_watts)
             self._stack = stack.pop_all()
@@ -112,8 +114,7 @@ class LimitedGpus:
             if watts is None:
                 self._wanted, self._enforced = self.found_watts, self._found_enforced
             else:
-                asked = dict.fromkeys((*self._record.asked_watts, watts))
-                self._record = replace(self._record, asked_watts=tuple(asked))
+                self._record = _asked(self._record, watts)
                 self._file.write(self._record)
                 self._wanted = self._enforced = dict.fromkeys(self._gpus, watts)
             self._write(self._wanted)
@@ -159,3 +160,13 @@ class LimitedGpus:
         except ActuationError:
             if kind is None:  # else the first reason is the one to know; this one was said
                 raise
+
+
+def _asked(record: LimitRecord, watts: float) -> LimitRecord:
+    """The record with one more limit that the GPUs may have from us."""
+    return LimitRecord(
+        gpus={
+            uuid: replace(one, asked_watts=tuple(dict.fromkeys((*one.asked_watts, watts))))
+            for uuid, one in record.gpus.items()
+        }
+    )

@@ -1,21 +1,21 @@
-"""The power limit of one GPU: read, set, put back to what was found.
+"""The power limit and the clocks of one GPU: read, set, put back to what was found.
 
 The only file that calls NVML's setters, and the only one of the actuators that knows milliwatts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from policies.core.errors import ActuationError, ActuationRefused, MeterError, MeterPermission
-from serve_app.actuators.limit_record import LimitRecord, RecordFile
+from serve_app.actuators.limit_record import Found, LimitRecord, RecordFile
 from serve_app.nvml_library import Nvml, NvmlNotSupported
 
 SAME_WATTS = 0.5  # a driver may round what it is told to whole watts
+_LOWEST_MHZ = 210  # the lower end of a locked range: as idle GPUs have it
 
 Say = Callable[[str], None]
 
@@ -50,20 +50,43 @@ class GpuPowerLimit:
             raise ActuationRefused(f"{self.label}: power limit {watts:g} W; {self._allowed()}")
 
     def write(self, watts: float) -> None:
-        """Set it. ActuationRefused: out of range, not supported, or this process may not."""
+        """Set it. ActuationRefused: out of range, not supported, or this process may not set it;
+        ActuationError: anything else that keeps the driver from it."""
         setter = self._nvml.api.nvmlDeviceSetPowerManagementLimit
+        self._set("power limit", f"{watts:g} W; {self._allowed()}", setter, round(watts * 1e3))
+
+    def shared_as_mig(self) -> bool:
+        """Whether instances of MIG share this GPU, and with it one power limit."""
         try:
-            self._nvml.call(setter, self._handle, round(watts * 1e3))
+            mode, _ = self._nvml.call(self._nvml.api.nvmlDeviceGetMigMode, self._handle)
+        except NvmlNotSupported:
+            return False
+        except MeterError as error:
+            raise ActuationError(f"{self.label}: MIG mode not readable: {error}") from error
+        return bool(mode)
+
+    def lock_clocks(self, mhz: int) -> None:
+        """Let the graphics clock go no higher. Errors as `write`."""
+        setter = self._nvml.api.nvmlDeviceSetGpuLockedClocks
+        self._set("graphics clock", f"at most {mhz} MHz", setter, _LOWEST_MHZ, mhz)
+
+    def unlock_clocks(self) -> None:
+        """Give the clocks back to the driver. NVML does not tell whether they had been locked, so
+        that what another program had locked before is not put back. Errors as `write`."""
+        setter = self._nvml.api.nvmlDeviceResetGpuLockedClocks
+        self._set("graphics clock", "not locked", setter)
+
+    def _set(self, knob: str, value: str, setter: Callable[..., Any], *args: Any) -> None:
+        try:
+            self._nvml.call(setter, self._handle, *args)
         except MeterPermission as error:
             raise ActuationRefused(
-                f"{self.label}: this process may not set a power limit, root may; {self._allowed()}"
+                f"{self.label}: this process may not set a {knob}, root may: {value}"
             ) from error
         except NvmlNotSupported as error:
-            raise ActuationRefused(
-                f"{self.label}: power limit {watts:g} W: {error}; {self._allowed()}"
-            ) from error
+            raise ActuationRefused(f"{self.label}: {knob} {value}: {error}") from error
         except MeterError as error:
-            raise ActuationError(f"{self.label}: power limit {watts:g} W: {error}") from error
+            raise ActuationError(f"{self.label}: {knob} {value}: {error}") from error
 
     def _allowed(self) -> str:
         return (
@@ -84,15 +107,15 @@ def put_back(
     another program has set since is left alone. ActuationError names the GPUs where that failed:
     they stay in the record."""
     lines, left = [], {}
-    for uuid, watts in record.found_watts.items():
+    for uuid, found in record.gpus.items():
         try:
-            line = _put_back_one(open_gpu(uuid), watts, record.asked_watts)
+            line = put_back_one(open_gpu(uuid), found)
         except ActuationError as error:
-            left[uuid] = watts
-            line = f"power limit not put back to {watts:g} W: {error}"
+            left[uuid] = found
+            line = f"power limit not put back to {found.watts:g} W: {error}"
         lines += [line] if line else []
     if left:
-        file.write(replace(record, found_watts=left))
+        file.write(LimitRecord(gpus=left))
     else:
         file.remove()
     for line in lines:
@@ -104,19 +127,27 @@ def put_back(
         )
 
 
-def _put_back_one(gpu: GpuPowerLimit, watts: float, asked: Sequence[float]) -> str | None:
+def put_back_one(gpu: GpuPowerLimit, found: Found) -> str | None:
+    """Put one GPU back to what was found, and say what was done; None: there was nothing to do.
+
+    The driver's default is taken for what a reboot or a reload of the driver left. ActuationError
+    where it cannot be put back.
+    """
+    if found.clocks:
+        gpu.unlock_clocks()
     now = gpu.limit_watts()
-    if same(now, watts):
-        return None
-    if not any(same(now, ours) for ours in asked):
+    if now == found.watts:  # exactly: what was found was read from the driver as well
+        return f"{gpu.label}: clocks given back" if found.clocks else None
+    ours = (*found.asked_watts, gpu.default_watts)
+    if not any(same(now, one) for one in ours):
         return (
             f"{gpu.label}: the power limit is {now:g} W, which another program has set: left so "
-            f"(found: {watts:g} W)"
+            f"(found: {found.watts:g} W)"
         )
-    gpu.write(watts)
-    if not same(now := gpu.limit_watts(), watts):
+    gpu.write(found.watts)
+    if not same(now := gpu.limit_watts(), found.watts):
         raise ActuationError(f"{gpu.label}: the power limit stays at {now:g} W")
-    return f"{gpu.label}: power limit put back to {watts:g} W"
+    return f"{gpu.label}: power limit put back to {found.watts:g} W"
 
 
 def restore_left_over(nvml: Nvml, file: RecordFile, say: Say) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fake_nvml import GPU_IS_LOST, NO_PERMISSION, NOT_SUPPORTED, uuid_of
 
 from policies.core.errors import ActuationError, ActuationRefused
-from serve_app.actuators.limit_record import LimitRecord, read_record
+from serve_app.actuators.limit_record import Found, LimitRecord, read_record
 from serve_app.actuators.limited_gpus import LimitedGpus
 
 SET = "nvmlDeviceSetPowerManagementLimit"
@@ -108,12 +108,11 @@ def test_what_is_found_and_asked_is_on_disk_while_the_limit_is_set(
     seen = []
     clock.then = lambda: seen.append(read_record(state_file))
     with limited() as gpus:
-        found = dict.fromkeys(BOTH, 700.0)
-        assert read_record(state_file) == LimitRecord(found_watts=found)
+        assert read_record(state_file) == LimitRecord(gpus=dict.fromkeys(BOTH, Found(watts=700.0)))
         gpus.set(300.0)
         gpus.set(500.0)
-    assert [record.asked_watts for record in seen] == [(300.0,), (300.0, 500.0)]
-    assert {tuple(record.found_watts.items()) for record in seen} == {tuple(found.items())}
+    for record, asked in zip(seen, [(300.0,), (300.0, 500.0)], strict=True):
+        assert record.gpus == dict.fromkeys(BOTH, Found(watts=700.0, asked_watts=asked))
 
 
 def test_a_limit_that_cannot_be_recorded_is_not_set(fake, limited, state_file):
@@ -165,7 +164,9 @@ def test_the_range_of_every_gpu_counts(fake, limited):
 
 def test_a_process_that_may_not_set_is_told_before_anything_runs(fake, limited, state_file):
     fake.state.set_mode = 2
-    with pytest.raises(ActuationRefused, match="may not set a power limit, root may; allowed: 200"):
+    with pytest.raises(
+        ActuationRefused, match="may not set a power limit, root may: 700 W; allowed: 200"
+    ):
         limited().__enter__()
     assert times_set(fake) == [0, 0]
     assert read_record(state_file) is None
@@ -307,7 +308,7 @@ def test_a_killed_run_is_put_back_at_the_next_start(fake, hold, limited, said, s
     process.kill()
     process.wait()
     assert watts(fake) == [300.0, 300.0]
-    assert read_record(state_file).found_watts == dict.fromkeys(BOTH, 700.0)
+    assert [one.watts for one in read_record(state_file).gpus.values()] == [700.0, 700.0]
     with limited(BOTH[0]) as gpus:
         assert "limits.json: a run that set power limits was killed" in said[0]
         assert sum("put back to 700 W" in line for line in said) == 2
@@ -336,6 +337,21 @@ def test_what_another_has_set_after_the_kill_is_left(fake, hold, limited, said):
         assert gpus.reference_watts == 500.0
 
 
+def test_after_a_reboot_or_a_reload_of_the_driver_what_was_found_is_set_again(
+    fake, hold, limited, said, state_file
+):
+    for index in range(2):
+        fake.state.dev[index].limit_mw = 600_000
+    process, _ = hold()
+    process.kill()
+    process.wait()
+    for index in range(2):
+        fake.state.dev[index].limit_mw = fake.state.dev[index].default_mw
+    with limited() as gpus:
+        assert set(gpus.found_watts.values()) == {600.0}
+        assert watts(fake) == [600.0, 600.0]
+
+
 def test_a_living_holder_is_not_disturbed(fake, hold, limited):
     process, _ = hold()
     with pytest.raises(ActuationRefused, match=f"process {process.pid} sets power limits"):
@@ -351,7 +367,7 @@ def test_a_gpu_lost_on_the_way_stays_on_record_until_it_is_back(fake, limited, s
         gpus.set(300.0)
         fake.fail("*", GPU_IS_LOST, device=1)
     assert watts(fake) == [700.0, 300.0]
-    assert read_record(state_file).found_watts == {BOTH[1]: 700.0}
+    assert {u: one.watts for u, one in read_record(state_file).gpus.items()} == {BOTH[1]: 700.0}
     fake.heal()
     with limited():
         assert watts(fake) == [700.0, 700.0]

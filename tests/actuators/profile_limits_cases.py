@@ -11,7 +11,7 @@ import yaml
 from fake_nvml import uuid_of
 
 from serve_app.actuators import limit_record
-from serve_app.actuators.limit_record import LimitRecord, RecordFile
+from serve_app.actuators.limit_record import Found, LimitRecord, RecordFile
 from serve_app.cli.main import main
 from serve_app.meters import EstimateSettings
 from serve_app.profiler import host, runner
@@ -100,7 +100,7 @@ def test_without_leave_no_limit_is_touched(fake, profile):
 
 def test_limits_that_a_killed_run_left_are_not_taken_for_the_machines_own(profile, state_file):
     file = RecordFile(state_file)
-    file.write(LimitRecord(found_watts={"GPU-1": 700.0}, asked_watts=(300.0,)))
+    file.write(LimitRecord(gpus={"GPU-1": Found(watts=700.0, asked_watts=(300.0,))}))
     file.close()
     code, output = profile()
     assert code == 2

@@ -6,9 +6,14 @@ import sys
 import pytest
 
 from policies.core.errors import ActuationError, ActuationRefused
-from serve_app.actuators.limit_record import LimitRecord, RecordFile, read_record
+from serve_app.actuators.limit_record import Found, LimitRecord, RecordFile, read_record
 
-RECORD = LimitRecord(found_watts={"GPU-1": 700.0, "GPU-2": 650.5}, asked_watts=(300.0, 450.0))
+RECORD = LimitRecord(
+    gpus={
+        "GPU-1": Found(watts=700.0, asked_watts=(300.0, 450.0)),
+        "GPU-2": Found(watts=650.5, clocks=True),
+    }
+)
 
 
 @pytest.fixture
@@ -22,8 +27,9 @@ def test_a_record_comes_back_exactly_and_goes_when_it_is_removed(file):
     assert file.read() is None
     file.write(RECORD)
     assert read_record(file.path) == RECORD
-    file.write(LimitRecord(found_watts={"GPU-1": 700.0}))
-    assert file.read() == LimitRecord(found_watts={"GPU-1": 700.0})
+    one = LimitRecord(gpus={"GPU-1": Found(watts=700.0)})
+    file.write(one)
+    assert file.read() == one
     file.remove()
     file.remove()
     assert read_record(file.path) is None
@@ -35,8 +41,9 @@ def test_a_record_comes_back_exactly_and_goes_when_it_is_removed(file):
         "",
         "[]",
         '{"schema_version": 1}',
-        json.dumps({"schema_version": 1, "found_watts": {"GPU-1": "much"}, "asked_watts": []}),
-        json.dumps({"schema_version": 2, "found_watts": {}, "asked_watts": []}),
+        json.dumps({"schema_version": 2, "gpus": {"GPU-1": {"found_watts": "much"}}}),
+        json.dumps({"schema_version": 2, "gpus": {"GPU-1": 700.0}}),
+        json.dumps({"schema_version": 3, "gpus": {}}),
     ],
 )
 def test_what_is_no_record_is_refused_and_kept(file, text):

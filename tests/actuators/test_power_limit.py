@@ -26,7 +26,11 @@ def test_one_file_alone_names_a_setter_of_nvml():
         for path in (ROOT / "serve_app").rglob("*.py")
         for found in setter.finditer(path.read_text())
     }
-    assert named == {("power_limit.py", "nvmlDeviceSetPowerManagementLimit")}
+    assert named == {
+        ("power_limit.py", "nvmlDeviceSetPowerManagementLimit"),
+        ("power_limit.py", "nvmlDeviceSetGpuLockedClocks"),
+        ("power_limit.py", "nvmlDeviceResetGpuLockedClocks"),
+    }
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this host has an NVIDIA driver")
