@@ -6,6 +6,7 @@ It needs nvidia-ml-py and the standard library alone: the power agent runs with 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from policies.core.errors import MeterError, MeterPermission, MeterUnavailable
@@ -93,6 +94,13 @@ class Nvml:
         """Like `call`, for strings: older bindings return bytes."""
         value = self.call(function, *args)
         return value.decode() if isinstance(value, bytes) else str(value)
+
+    def reopen(self) -> None:
+        """Initialise the library anew, as after a reload of the driver; handles are void then."""
+        with suppress(MeterError):
+            self.close()
+        self.call(self.api.nvmlInit)
+        self._open = True
 
     def close(self) -> None:
         """Give the library back (NVML counts its users). May be called twice."""

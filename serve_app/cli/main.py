@@ -50,6 +50,9 @@ COMMANDS: dict[str, Lazy] = {
     "traces": Lazy("serve_app.cli.traces", "List, describe, write and download traces."),
     "workload": Lazy("serve_app.cli.workload", "Describe a trace; fit joules to lengths."),
     "doctor": Lazy("serve_app.cli.doctor", "Say what this host can meter and serve, and why not."),
+    "power-agent": Lazy(
+        "serve_app.cli.power_agent", "Lease this node's GPU power limits; put back what was found."
+    ),
     "gpu-check": Lazy("serve_app.cli.gpu_check", "Check the meter of an NVIDIA GPU; reads only."),
 }
 
