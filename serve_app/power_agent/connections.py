@@ -55,7 +55,8 @@ def gid_of(group: str) -> int:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One client. `tokens`: frames that it may still send at once. `holds`: it has a lease."""
+    """One client. `tokens`: frames that it may still send at once. `holds`: it has a lease.
+    `stranger`: it may ask for nothing."""
 
     socket: socket.socket
     peer: Peer
@@ -67,6 +68,7 @@ class Connection:
     bad_frames: int = 0
     paused: bool = False
     holds: bool = False
+    stranger: bool = False
 
     def fill(self, now_s: float) -> None:
         """Give it the frames that time has earned it."""

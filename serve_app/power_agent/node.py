@@ -110,17 +110,16 @@ class Node:
         return lease
 
     def gpus_of(self, lease: Lease) -> list[dict[str, Any]]:
-        """How its GPUs are."""
-        return [self._gpus[uuid].as_dict() for uuid in lease.uuids]
+        """How its GPUs are, and what each may be asked for."""
+        allowed = self._allowed_watts(lease)
+        return [self._facts(self._gpus[uuid], allowed) for uuid in lease.uuids]
 
     def status(self, now_s: float) -> dict[str, Any]:
         """All of the node; lease ids are nobody's but their holders'."""
         found = []
         for gpu in self._gpus.values():
-            lease, facts = self._table.of_gpu(gpu.uuid), gpu.as_dict()
-            if lease is None:
-                facts["holder"] = None
-            else:
+            lease, facts = self._table.of_gpu(gpu.uuid), self._facts(gpu)
+            if lease is not None:
                 facts["holder"] = str(lease.holder)
                 facts["lapses_in_s"] = round(max(lease.expires_s - now_s, 0.0), 3)
             facts["restoring"] = gpu.found is not None and lease is None
@@ -131,6 +130,26 @@ class Node:
             "limits_sum_watts": self._sum_watts(),
             "over_budget_watts": self._over_watts(),
         }
+
+    def _facts(self, gpu: NodeGpu, allowed_watts: float | None = None) -> dict[str, Any]:
+        low, high = self._bounds(gpu)
+        allowed = high if allowed_watts is None else min(high, allowed_watts)
+        lease = self._table.of_gpu(gpu.uuid)
+        return {
+            **gpu.as_dict(),
+            "min_watts": low,
+            "allowed_watts": max(low, allowed),
+            "capped": allowed < high,
+            "holder": None if lease is None else str(lease.holder),
+        }
+
+    def _allowed_watts(self, lease: Lease) -> float | None:
+        """What each GPU of the lease would have if it asked for the most; None = the budget sets no
+        bound."""
+        if self.budget_watts is None:
+            return None
+        wanted = self._wanted(lease)
+        return min((wanted[uuid] for uuid in lease.uuids if uuid in wanted), default=None)
 
     # ---- what time brings
 
@@ -203,26 +222,26 @@ class Node:
 
     def _share_out(self) -> None:
         """Say what each leased GPU shall have, so that the budget holds for the whole node."""
+        wanted = self._wanted()
+        for lease in self._table.leases:
+            for uuid in lease.uuids:
+                self._gpus[uuid].wanted_watts = wanted.get(uuid)
+
+    def _wanted(self, greedy: Lease | None = None) -> dict[str, float]:
+        """What each leased GPU shall have; `greedy`: as if this lease asked for all it may."""
         asked = {}
         for lease in self._table.leases:
             for uuid in lease.uuids:
-                gpu = self._gpus[uuid]
-                if lease.wish.watts is None:
-                    gpu.wanted_watts = None
-                else:
-                    low, _ = self._bounds(gpu)
-                    asked[uuid] = Asked(watts=lease.wish.watts, least_watts=low)
+                low, high = self._bounds(self._gpus[uuid])
+                watts = high if lease is greedy else lease.wish.watts
+                if watts is not None:
+                    asked[uuid] = Asked(watts=watts, least_watts=low)
         if self.budget_watts is None:
-            wanted = {uuid: one.watts for uuid, one in asked.items()}
-        else:
-            others = sum(
-                gpu.limit_watts or gpu.max_watts
-                for gpu in self._gpus.values()
-                if gpu.uuid not in asked
-            )
-            wanted = self._even(shares(asked, max(self.budget_watts - others, 0.0)))
-        for uuid, watts in wanted.items():
-            self._gpus[uuid].wanted_watts = watts
+            return {uuid: one.watts for uuid, one in asked.items()}
+        others = sum(
+            gpu.limit_watts or gpu.max_watts for gpu in self._gpus.values() if gpu.uuid not in asked
+        )
+        return self._even(shares(asked, max(self.budget_watts - others, 0.0)))
 
     def _even(self, wanted: dict[str, float]) -> dict[str, float]:
         """The GPUs of one lease move together: each has the lowest of them."""

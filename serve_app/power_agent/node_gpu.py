@@ -153,5 +153,6 @@ class NodeGpu:
             "set_watts": self.set_watts,
             "limit_watts": self.limit_watts,
             "enforced_watts": self.enforced_watts,
+            "drift_watts": self.drift_watts,
             "clock_mhz": self.clock_mhz,
         }

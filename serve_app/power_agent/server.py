@@ -133,9 +133,8 @@ class Server:
             if silent is not None:
                 self._close(silent)
             if not peer.may(self._gid):
+                one.stranger = True
                 self._audit.refused(pid=peer.pid, uid=peer.uid, why="not in the socket's group")
-                self._answer(one, refusal("refused", "you are not in the group of this socket"))
-                self._close(one)
 
     def _serve(self, one: Connection, events: int) -> None:
         if one.socket.fileno() < 0:  # closed since the kernel said that it is ready
@@ -163,6 +162,10 @@ class Server:
             self._audit.refused(pid=one.peer.pid, uid=one.peer.uid, why="frame too long")
             text = f"a request is one line of at most {MAX_FRAME_BYTES} bytes"
             self._answer(one, refusal("bad_request", text))
+            self._close(one)
+            return
+        if one.stranger:
+            self._answer(one, refusal("refused", "you are not in the group of this socket"))
             self._close(one)
             return
         one.fill(now_s)

@@ -38,9 +38,9 @@ class AgentProcess:
             self.client().status()
         return self
 
-    def client(self, **options):
+    def client(self):
         """A client of the agent, once it answers."""
-        client = AgentClient(self.path, **options)
+        client = AgentClient(self.path, timeout_s=5.0)
         until = time.monotonic() + 10.0
         while True:
             try:
@@ -71,7 +71,7 @@ def running(folder, *options):
             agent.kill()
 
 
-def wait_for(condition, timeout_s=5.0):
+def wait_for(condition, timeout_s=10.0):
     """Wait until it is so; the seconds that took."""
     started_s = time.monotonic()
     while not condition():

@@ -1,0 +1,39 @@
+"""The actuators that set nothing: `none`, and `advisory` around any other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from serve_app.actuators.base import Ask, LimitState, PowerActuator
+
+
+class NoLimits:
+    """A `PowerActuator` for replicas whose limits nobody may set; `reason`: why."""
+
+    name = "none"
+
+    def __init__(self, reason: str = "energy.power.actuator is none") -> None:
+        self._reason = reason
+
+    def ask(self, ask: Ask) -> LimitState:
+        """As `PowerActuator`: nothing is done."""
+        return LimitState(reason=self._reason, asked_watts=ask.watts)
+
+    def close(self) -> None:
+        """As `PowerActuator`."""
+
+
+class Advisory:
+    """Another actuator that is told nothing but to let go: its state, and what would be asked."""
+
+    def __init__(self, inner: PowerActuator) -> None:
+        self._inner = inner
+        self.name = f"advisory:{inner.name}"
+
+    def ask(self, ask: Ask) -> LimitState:
+        """As `PowerActuator`: nothing is set, what had been set is given back."""
+        return replace(self._inner.ask(Ask()), asked_watts=ask.watts)
+
+    def close(self) -> None:
+        """As `PowerActuator`."""
+        self._inner.close()
