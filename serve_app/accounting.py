@@ -21,7 +21,7 @@ from serve_app.demand import Demand
 from serve_app.engine.access import WARM_UP_ID, external_id, response_id
 from serve_app.engine.step_link import StepEvent, StepReceiver
 from serve_app.meter_windows import WindowReader
-from serve_app.meters import EnergyMeter, Source
+from serve_app.meters import DeviceKind, EnergyMeter, Source
 
 _KEPT_RESPONSES = 4096
 _HORIZON_S = 30.0
@@ -198,6 +198,11 @@ class EnergyAccountant:
         self.drain()
         self.books.drop_steps(time.monotonic())
         self._read()
+
+    @property
+    def gpu_ids(self) -> list[str]:
+        """UUIDs of the metered GPUs."""
+        return [one.id for one in self._meter.devices() if one.kind == DeviceKind.GPU]
 
     def close(self) -> None:
         """Stop metering and remove the socket."""

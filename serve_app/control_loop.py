@@ -1,7 +1,8 @@
 """The replica tick: observe → learn → decide → guard → actuate → record, about once a second.
 
-The request path writes facts; this loop reads them. It owns the batch cap of its replica and what
-the router may give it, and asks the same policy as the fleet tick with these knobs free.
+The request path writes facts; this loop reads them. It owns the batch cap and the power limit of
+its replica and what the router may give it, and asks the same policy as the fleet tick with these
+knobs free.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from policies.core.window import Window
 from policies.model.drift import Assessment, Verdict
 from policies.model.fitted import FittedModel
 from serve_app.accounting import EnergyAccountant
+from serve_app.actuators.base import LimitState
 from serve_app.actuators.batch_cap import BatchCap
+from serve_app.actuators.no_limit import NoLimits
+from serve_app.actuators.replica_limit import ReplicaLimit
 from serve_app.deciders import Serving, policy_for
 from serve_app.engine.tap import EngineState
 from serve_app.live_model import LiveModel
@@ -42,7 +46,7 @@ from serve_app.simulator.attainable import attainable_prompt_tokens
 
 log = logging.getLogger("ray.serve")
 
-_FREE = frozenset({Knob.MAX_NUM_ACTIVE_SEQS, Knob.PACK_SEQS})
+_FREE = frozenset({Knob.MAX_NUM_ACTIVE_SEQS, Knob.POWER_LIMIT, Knob.PACK_SEQS})
 
 
 @dataclass(slots=True)
@@ -63,6 +67,7 @@ class Replica:
     live: LiveSettings
     output_tokens: Window
     live_model: LiveModel | None = None
+    limit: ReplicaLimit = field(default_factory=lambda: ReplicaLimit(NoLimits()))
     serving: Serving = field(default_factory=Serving)
     state: ControlState = field(default_factory=ControlState)
     hint: OperatingPoint | None = None
@@ -82,7 +87,7 @@ class Replica:
         else:
             pin = min(pin, capacity)
             bounds = Bounds(min_active_seqs=pin, max_num_seqs=pin)
-        return self.settings.to_control_settings(bounds)
+        return self.settings.to_control_settings(self.limit.over(bounds))
 
     def observe(self, now_s: float) -> ReplicaObservation:
         """One replica as it is now; percentiles over the engine tap's window."""
@@ -104,7 +109,7 @@ class Replica:
             max_num_active_seqs=self.cap.in_force.max_num_active_seqs
             if self.cap.in_force
             else None,
-            power_limit_watts=None,
+            power_limit_watts=self.limit.in_force_watts,
             pack_seqs=hint.pack_seqs if hint else None,
             pack_tokens=hint.pack_tokens if hint else None,
             waiting_prompt_tokens=float(demand.waiting_prompt_tokens),
@@ -126,6 +131,13 @@ class Replica:
             return None
         correction = live.correction
         return live.model if correction is None else correction.apply(live.model)
+
+    def draw_watts_per_gpu(self) -> float | None:
+        """Mean draw of its GPUs over the last meter window; None where it is not known."""
+        windows = self.accountant.windows
+        gpus = sum(one.device.kind == "gpu" for one in windows.devices)
+        draw = windows.draw_watts.get("gpu")
+        return None if draw is None or not gpus else draw / gpus
 
     def judge_by_settings(self) -> None:
         """Let requests be judged by the SLO in force, and those too long for it not at all."""
@@ -176,6 +188,7 @@ class ControlLoop:
             ("model", self._learn),
             ("policy", self._decide),
             ("actuate", self._actuate),
+            ("power limit", self._limit),
             ("report", self._publish),
         ):
             try:
@@ -255,6 +268,31 @@ class ControlLoop:
             )
         if decision is not None:
             replica.recorder.decision(decision, wanted)
+
+    async def _limit(self) -> None:
+        """Bring the GPUs to the wanted power limit; every tick, since a lease must be renewed."""
+        replica, decision = self.replica, self.last_decision
+        active = replica.settings.policy.mode is Mode.ACTIVE and decision is not None
+        before = replica.limit.state
+        wanted = decision.chosen.power_limit_watts if decision is not None else None
+        state = await replica.limit.bring(wanted, active=active)
+        replica.recorder.limit(state, inert=replica.limit.judge(replica.draw_watts_per_gpu()))
+        self._tell_limit(before, state)
+
+    def _tell_limit(self, before: LimitState | None, state: LimitState) -> None:
+        """One line per change."""
+        if before is not None and before.limit_watts != state.limit_watts:
+            log.info(
+                "jouleserve_power_limit %s -> %s W (asked %s)",
+                before.limit_watts,
+                state.limit_watts,
+                state.asked_watts,
+            )
+        told = before is not None and before.reason == state.reason
+        if not told and state.reason is not None and self.replica.limit.name != "none":
+            log.warning("jouleserve_power_limit unavailable: %s", state.reason)
+        if state.drift_watts is not None and (before is None or before.drift_watts is None):
+            log.warning("jouleserve_power_limit another program has set %s W", state.drift_watts)
 
     def _failed(self, stage: str, error: Exception) -> None:
         self.replica.recorder.failed(stage)

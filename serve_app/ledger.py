@@ -33,9 +33,10 @@ Family = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Push:
     """What one replica says: its identity, its metric families, its books (joules, all devices
-    summed; None = unavailable), its knobs, what each kind of device used (`metered`), the state of
-    each of its devices (`device_rows`), why its last `user_config` is not in force, what it knows
-    about its profile (`learned`, for the next replica), and the verdict on it with its reason."""
+    summed; None = unavailable), its knobs, its power limit (`ReplicaLimit.row`), what each kind of
+    device used (`metered`), the state of each of its devices (`device_rows`), why its last
+    `user_config` is not in force, what it knows about its profile (`learned`, for the next
+    replica), and the verdict on it with its reason."""
 
     deployment: str
     replica: str
@@ -43,6 +44,7 @@ class Push:
     families: list[Family]
     books: dict[str, float | None]
     knobs: dict[str, float | None]
+    limit: dict[str, Any] | None = None
     metered: dict[str, float] = field(default_factory=dict)
     devices: list[dict[str, Any]] = field(default_factory=list)
     refused_user_config: str | None = None
@@ -148,6 +150,7 @@ class LedgerState:
                     "replica": p.replica,
                     "model": p.model,
                     **p.knobs,
+                    "power_limit": p.limit,
                     "devices": p.devices,
                     "refused_user_config": p.refused_user_config,
                     "model_verdict": p.model_verdict,

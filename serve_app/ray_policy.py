@@ -36,6 +36,7 @@ from serve_app.deciders import RAY_DEFAULT, Serving, policy_for
 from serve_app.fleet_reports import NOTHING, Reports, latest_reports
 from serve_app.replica_report import MODES
 from serve_app.settings import parse_energy
+from serve_app.simulator.models import default_limits
 
 log = logging.getLogger("ray.serve")
 
@@ -79,6 +80,7 @@ class EnergyPolicy:
         self._energy = parse_energy(settings or {}, "policy_kwargs")
         source = "policy_kwargs.profile"
         self._model = FittedModel.from_dict(profile, source=source) if profile else None
+        self._limits_watts = default_limits(self._model) if self._model is not None else ()
         self._packed = packed
         self._in_force: tuple[Told, ControlSettings] | None = None  # as replicas last reported it
         self._times = DecisionTimes()
@@ -168,10 +170,24 @@ class EnergyPolicy:
                 before.bounds, min_replicas=bounds.min_replicas, max_replicas=bounds.max_replicas
             )
             return replace(before, bounds=kept)
+        bounds = self._with_limits(bounds, reports)
         told = (bounds, reports.least(*_STRICTEST), reports.most("slo_percentile"))
         if self._in_force is None or told != self._in_force[0]:
             self._in_force = (told, self._as_told(*told))
         return self._in_force[1]
+
+    def _with_limits(self, bounds: Bounds, reports: Reports) -> Bounds:
+        """`bounds` with the power limits that every replica can set, and the lowest cap of any;
+        none where one of them cannot set any: the fleet must not count on it."""
+        least, most = (reports.known(f"{one}_limit_watts") for one in ("least", "most"))
+        if len(least) < len(reports) or len(most) < len(reports):
+            return bounds
+        low, high = max(least), min(most)
+        return replace(
+            bounds,
+            power_limits_watts=tuple(one for one in self._limits_watts if low <= one <= high),
+            max_limit_watts=min(reports.known("max_limit_watts"), default=None),
+        )
 
     def _as_told(
         self, bounds: Bounds, strictest: tuple[float, ...], percentile: float

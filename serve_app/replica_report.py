@@ -42,6 +42,9 @@ IN_FORCE = (
     "energy_ratio",
     "at_bound",
     "max_num_batched_tokens",
+    "least_limit_watts",
+    "most_limit_watts",
+    "max_limit_watts",
 )
 VALUES = (*SEEN, *IN_FORCE, *(f"{name}_{place}" for name in BINS for place in range(len(WEIGHTS))))
 ALWAYS = ("num_running", "num_waiting", "arrival_rate_per_s", *IN_FORCE[:6], "at_bound")
@@ -57,8 +60,8 @@ def report(
     correction: Correction | None = None,
     max_num_batched_tokens: int | None = None,
 ) -> dict[str, int]:
-    """A replica's autoscaling stats; its caps stand in `settings.bounds`. What is None is not
-    known to the reader either."""
+    """A replica's autoscaling stats; its caps and limits stand in `settings.bounds`. What is None
+    is not known to the reader either."""
     learned = correction or Correction()
     values: list[float | None] = [getattr(observation, name) for name in SEEN]
     values += [
@@ -72,6 +75,9 @@ def report(
         learned.energy_ratio,
         learned.at_bound,
         max_num_batched_tokens,
+        min(settings.bounds.power_limits_watts, default=None),
+        max(settings.bounds.power_limits_watts, default=None),
+        settings.bounds.max_limit_watts,
     ]
     for name in BINS:
         bins: Sequence[float] | None = getattr(observation, name)

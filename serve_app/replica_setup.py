@@ -1,11 +1,21 @@
-"""What a replica is made of: its meter and books, and the names that its facts carry."""
+"""What a replica is made of: its meter and books, its power limit, and the names that its facts
+carry."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from policies.model.fitted import FittedModel
 from serve_app.accounting import EnergyAccountant, weigher_for
+from serve_app.actuators import zeusd_limit
+from serve_app.actuators.agent_limit import AgentLimits
+from serve_app.actuators.base import PowerActuator
+from serve_app.actuators.no_limit import NoLimits
+from serve_app.actuators.nvml_limit import NvmlLimits
+from serve_app.actuators.replica_limit import ReplicaLimit
+from serve_app.actuators.zeusd_limit import ZeusdLimits
 from serve_app.meters import (
     DeviceKind,
     EstimateSettings,
@@ -14,16 +24,18 @@ from serve_app.meters import (
     open_meter,
 )
 from serve_app.meters.powercap import POWERCAP_ROOT
-from serve_app.replica_gpus import assigned_gpus
-from serve_app.settings import EnergySettings
+from serve_app.power_agent import client
+from serve_app.replica_gpus import AssignedGpus, assigned_gpus
+from serve_app.settings import EnergySettings, PowerSettings
+from serve_app.simulator.models import default_limits
 
 
 async def open_accountant(
     energy: EnergySettings, model: FittedModel | None, llm_config: Any
-) -> EnergyAccountant:
+) -> tuple[EnergyAccountant, AssignedGpus]:
     """The meter of this replica and its books; to be called before the engine starts. Its GPUs are
-    those that Ray gave it. RAPL counts the host: the replica is charged its share by CPU seconds
-    and by the cores that Ray gave it."""
+    those that Ray gave it, and are told as well. RAPL counts the host: the replica is charged its
+    share by CPU seconds and by the cores that Ray gave it."""
     estimated = energy.meter.estimated
     options = llm_config.deployment_config.get("ray_actor_options") or {}
     gpus = await assigned_gpus(float(options.get("num_gpus") or 0.0))
@@ -47,7 +59,7 @@ async def open_accountant(
         accountant.set_idle_watts("cpu", estimated.idle_watts)
     if model is not None and "gpu" in accountant.windows.sources:
         accountant.set_idle_watts("gpu", model.power.idle_watts)
-    return accountant
+    return accountant, gpus
 
 
 def _allotted_cores(llm_config: Any) -> float:
@@ -65,3 +77,37 @@ def labels_of(context: Any, llm_config: Any) -> dict[str, str]:
         "replica": context.replica_id.unique_id,
         "model": llm_config.model_id,
     }
+
+
+def open_limit(
+    energy: EnergySettings,
+    gpus: AssignedGpus,
+    uuids: Sequence[str],
+    model: FittedModel | None,
+    name: str,
+) -> ReplicaLimit:
+    """The power limit of this replica's GPUs, `uuids`: who sets it, and what may be chosen."""
+    power = energy.power
+    if power.actuator == "none":
+        return ReplicaLimit(NoLimits())
+    if gpus.missing is not None:
+        return ReplicaLimit(NoLimits(gpus.missing))
+    if not uuids:
+        return ReplicaLimit(NoLimits("no GPU of this replica is metered"))
+    if gpus.allotted_ratio < 1.0:
+        return ReplicaLimit(NoLimits("this replica has a part of its GPU: the rest is another's"))
+    choices = [
+        watts
+        for watts in (default_limits(model) if model is not None else ())
+        if power.min_watts <= watts <= (power.max_watts or math.inf)
+    ]
+    return ReplicaLimit(_actuator(power, uuids, name), choices)
+
+
+def _actuator(power: PowerSettings, uuids: Sequence[str], name: str) -> PowerActuator:
+    if power.actuator == "agent":
+        path = power.socket or client.SOCKET
+        return AgentLimits(uuids, holder=name, ttl_s=power.ttl_s, path=path)
+    if power.actuator == "zeusd":
+        return ZeusdLimits(uuids, path=power.socket or zeusd_limit.SOCKET)
+    return NvmlLimits(uuids, holder=name)

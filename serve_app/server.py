@@ -34,7 +34,7 @@ from serve_app.observers.recorder import Recorder
 from serve_app.packing import STATS_KEY
 from serve_app.replica_hints import RouterHints
 from serve_app.replica_report import report
-from serve_app.replica_setup import labels_of, open_accountant
+from serve_app.replica_setup import labels_of, open_accountant, open_limit
 from serve_app.request_log.call import Call
 from serve_app.request_log.open_requests import Identity
 from serve_app.request_log.replica import ReplicaRequests
@@ -63,7 +63,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         energy = parse_energy(extra.get("energy", {}), f"model {self._llm_config.model_id}")
         profile = extra.get("profile")
         model = FittedModel.from_dict(profile, source="profile") if profile else None
-        accountant = await open_accountant(energy, model, self._llm_config)
+        accountant, gpus = await open_accountant(energy, model, self._llm_config)
         os.environ[SOCKET_ENV] = accountant.receiver.path
         await super().start()
         await warm_up(self.engine)
@@ -86,6 +86,13 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             live=LiveSettings(),
             output_tokens=Window(HORIZON_S),
             live_model=LiveModel(model, energy.model_correction) if model is not None else None,
+            limit=open_limit(
+                energy,
+                gpus,
+                accountant.gpu_ids,
+                model,
+                f"{context.app_name} {context.replica_id.unique_id}",
+            ),
             serving=serving,
         )
         self._hints = RouterHints(self._replica)
@@ -187,6 +194,14 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             log.error("refused, the settings in force stay: %s", error)  # noqa: TRY400 - one line
         await self._loop.tick()
 
+    async def __del__(self) -> None:
+        """Ray ends this replica: what was found on its GPUs holds again, then the engine goes."""
+        loop = getattr(self, "_loop", None)
+        if loop is not None:
+            loop.stop()
+            await asyncio.to_thread(self._replica.limit.close)
+        await super().__del__()
+
     async def record_autoscaling_stats(self) -> dict[str, int]:
         """The replica's report to the fleet tick."""
         replica = self._replica
@@ -256,6 +271,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
                 "num_running": engine.num_running,
                 "num_waiting": engine.num_waiting,
             },
+            limit=self._replica.limit.row(),
             refused_user_config=self._refused,
             learned=live.kept() if live is not None else None,
             model_verdict=assessment.verdict.value if assessment is not None else None,

@@ -83,9 +83,18 @@ class MeterSettings(_Strict):
 
 
 class PowerSettings(_Strict):
-    """Who may set GPU power limits. `none`: nobody, limits are only read."""
+    """Who sets GPU power limits (docs/power-limits.md). `none`: nobody. `agent`: the node's power
+    agent. `nvml`: this process, which must be root. `zeusd`: the daemon of the Zeus project."""
 
-    actuator: Literal["none"] = "none"
+    actuator: Literal["none", "agent", "nvml", "zeusd"] = "none"
+    socket: Path | None = Field(
+        default=None, description="of the agent or of zeusd, if not where they make it"
+    )
+    ttl_s: float = Field(
+        default=10.0, ge=2.0, le=300.0, description="agent: a replica that is gone so long lapses"
+    )
+    min_watts: float = Field(default=0.0, ge=0, description="no limit below is chosen")
+    max_watts: float | None = Field(default=None, gt=0, description="no limit above is chosen")
 
 
 class ModelCorrectionSettings(_Strict):

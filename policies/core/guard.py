@@ -74,6 +74,8 @@ def clamp(point: OperatingPoint, present: OperatingPoint, bounds: Bounds) -> Ope
     if limit_watts is not None and bounds.power_limits_watts:
         limits = bounds.power_limits_watts
         limit_watts = min(max(limit_watts, min(limits)), max(limits))
+    if bounds.max_limit_watts is not None:
+        limit_watts = min(watts(limit_watts), bounds.max_limit_watts)
     return OperatingPoint(
         num_replicas=_inside(
             (point.num_replicas, present.num_replicas),
@@ -95,7 +97,7 @@ def project(
     point: OperatingPoint, present: OperatingPoint, free: frozenset[Knob], bounds: Bounds
 ) -> OperatingPoint:
     """`point` in the free knobs, `present` in the others, also where bounds hold no limits."""
-    owns_limit = Knob.POWER_LIMIT in free and bool(bounds.power_limits_watts)
+    owns_limit = Knob.POWER_LIMIT in free and bounds.limits != (None,)
     owns_cap = Knob.MAX_NUM_ACTIVE_SEQS in free
     source = {True: point, False: present}
     return OperatingPoint(
@@ -108,11 +110,12 @@ def project(
 
 
 def safe_point(present: OperatingPoint, bounds: Bounds) -> OperatingPoint:
-    """Where to go without sight: device-default limit, full batch, and no replica fewer."""
+    """Where to go without sight: the highest limit that may hold, full batch, and no replica
+    fewer."""
     return OperatingPoint(
         num_replicas=max(present.num_replicas, bounds.min_replicas),
         max_num_active_seqs=bounds.max_num_seqs,
-        power_limit_watts=None,
+        power_limit_watts=bounds.max_limit_watts,
     )
 
 

@@ -81,8 +81,9 @@ def candidates(present: OperatingPoint, bounds: Bounds, free: frozenset[Knob]) -
         caps = _span(bounds.min_active_seqs, bounds.max_num_seqs)
     limits: tuple[float | None, ...] = (present.power_limit_watts,)
     if bounds.power_limits_watts and (plans_all or Knob.POWER_LIMIT in free):
-        default = (None,) if present.power_limit_watts is None else ()
-        limits = default + tuple(sorted(bounds.power_limits_watts, reverse=True))
+        default = bounds.max_limit_watts is None and present.power_limit_watts is None
+        offered = tuple(one for one in bounds.limits if one is not None)
+        limits = ((None,) if default else ()) + tuple(sorted(offered, reverse=True))
     return Candidates(
         replicas=replicas or (present.num_replicas, present.num_replicas),
         caps=caps or (present.max_num_active_seqs, present.max_num_active_seqs),

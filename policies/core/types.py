@@ -45,13 +45,25 @@ class OperatingPoint:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
     """What a policy may choose from. `max_num_seqs` is the engine's start-time capacity;
-    `power_limits_watts` the allowed limits, ascending, empty = the limit is not ours to set."""
+    `power_limits_watts` the allowed limits, ascending, empty = the limit is not ours to set;
+    `max_limit_watts`: no GPU may have more (a power budget), None = the device's own default may
+    hold as well."""
 
     min_replicas: int = 1
     max_replicas: int = 1
     min_active_seqs: int = 1
     max_num_seqs: int = 256
     power_limits_watts: tuple[float, ...] = ()
+    max_limit_watts: float | None = None
+
+    @property
+    def limits(self) -> tuple[float | None, ...]:
+        """All limits that may hold, ascending; the last one is full power, or what a budget leaves
+        of it. None = the device's own default."""
+        most = self.max_limit_watts
+        if most is None:
+            return (*self.power_limits_watts, None)
+        return (*(one for one in self.power_limits_watts if one < most), most)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -105,7 +105,17 @@ def wish_of_replica(  # noqa: PLR0913, PLR0917
     )
     if reason is Reason.NO_BETTER_POINT and cap != present.max_num_active_seqs:
         reason = Reason.CHEAPEST_FEASIBLE
-    return Wish(target=target, reason=reason, memory=memory, saving_ratio=saving)
+    notes = _budget_notes(settings, reason, row == len(known.limits) - 1)
+    return Wish(target=target, reason=reason, memory=memory, saving_ratio=saving, notes=notes)
+
+
+def _budget_notes(settings: ControlSettings, reason: Reason, at_top: bool) -> tuple[str, ...]:
+    """What a power budget costs, said where it does: the SLO is at risk and no more power may be
+    had."""
+    most = settings.bounds.max_limit_watts
+    if most is None or reason is not Reason.SLO_AT_RISK or not at_top:
+        return ()
+    return (f"power budget: no more than {most:g} W per GPU, so the SLO may break",)
 
 
 def _limit(  # noqa: PLR0913, PLR0917

@@ -86,7 +86,7 @@ def capability(
         pool=pool_of(pool),
     )
     allowed = (1.0 - slo.percentile) * options.allowed_share
-    return _capability(model, (*bounds.power_limits_watts, None), workload, allowed)
+    return _capability(model, bounds.limits, workload, allowed)
 
 
 def pool_of(replicas: int) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-NOT_ASKED = "none"
+SAME_WATTS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +27,10 @@ class Ask:
 class LimitState:
     """The limits of a replica's GPUs, watts per GPU; of several, the lowest. "Not known" is None.
 
-    `reason`: why no limit can be set now, None = it can. `held`: whether this replica has a say
-    over its GPUs now. `min_watts`, `max_watts`: what may be asked for; `capped`: no more than
-    `max_watts` may be drawn, not even by default (a power budget). `asked_watts`: desired;
+    `reason`: why no limit can be set now, None = it can; `nobodys`: nobody is to set any. `held`:
+    whether this replica has a say over its GPUs now. `min_watts`, `max_watts`: what may be asked
+    for, never above what was found: somebody meant that; `capped`: no more than `max_watts` may be
+    drawn, not even by default (a power budget, or a limit that was found). `asked_watts`: desired;
     `limit_watts`: what the driver says is set; `enforced_watts`: the lowest of that and what other
     ways to limit hold. `drift_watts`: what another program has set meanwhile. `gpus`: each of them,
     for people.
@@ -36,6 +38,7 @@ class LimitState:
 
     reason: str | None = None
     held: bool = False
+    nobodys: bool = False
     min_watts: float | None = None
     max_watts: float | None = None
     capped: bool = False
@@ -82,8 +85,8 @@ def state_of(
         reason=reason or (reasons[0] if reasons else None),
         held=held,
         min_watts=_of(rows, "min_watts", max),
-        max_watts=_of(rows, "allowed_watts", min),
-        capped=any(row.get("capped") for row in rows),
+        max_watts=min((_most_watts(row) for row in rows), default=None),
+        capped=any(row.get("capped") or _below_default(row) for row in rows),
         asked_watts=ask.watts,
         limit_watts=_of(rows, "limit_watts", min),
         enforced_watts=_of(rows, "enforced_watts", min),
@@ -93,6 +96,23 @@ def state_of(
         holder=next((row["holder"] for row in rows if row.get("holder")), None),
         gpus=rows,
     )
+
+
+def _most_watts(row: Mapping[str, Any]) -> float:
+    """What a GPU may be asked for: what its bounds allow, and no more than was found on it."""
+    known = [row.get("allowed_watts"), _found_watts(row)]
+    return min((float(watts) for watts in known if watts is not None), default=math.inf)
+
+
+def _found_watts(row: Mapping[str, Any]) -> float | None:
+    """The limit as it is without us."""
+    found = row.get("found_watts")
+    return row.get("limit_watts") if found is None else found
+
+
+def _below_default(row: Mapping[str, Any]) -> bool:
+    found, default = _found_watts(row), row.get("default_watts")
+    return found is not None and default is not None and found < default - SAME_WATTS
 
 
 def inside(ask: Ask, state: LimitState) -> Ask:

@@ -8,16 +8,21 @@ from serve_app.actuators.base import Ask, LimitState, PowerActuator
 
 
 class NoLimits:
-    """A `PowerActuator` for replicas whose limits nobody may set; `reason`: why."""
+    """A `PowerActuator` for replicas whose limits nobody is to set; `reason`: why nobody can,
+    where the configuration says that somebody shall."""
 
     name = "none"
 
-    def __init__(self, reason: str = "energy.power.actuator is none") -> None:
+    def __init__(self, reason: str | None = None) -> None:
         self._reason = reason
 
     def ask(self, ask: Ask) -> LimitState:
         """As `PowerActuator`: nothing is done."""
-        return LimitState(reason=self._reason, asked_watts=ask.watts)
+        return LimitState(
+            reason=self._reason or "energy.power.actuator is none",
+            nobodys=self._reason is None,
+            asked_watts=ask.watts,
+        )
 
     def close(self) -> None:
         """As `PowerActuator`."""

@@ -74,6 +74,38 @@ METRICS: tuple[MetricSpec, ...] = (
         help="Enforced GPU power limit, read back; absent where there is none.",
     ),
     MetricSpec(
+        name="jouleserve_requested_power_limit_watts",
+        kind="gauge",
+        help="GPU power limit that was last asked for; absent where none of ours shall hold.",
+    ),
+    MetricSpec(
+        name="jouleserve_power_limit_cap_watts",
+        kind="gauge",
+        help="What no GPU may draw more than (a power budget, or a limit that was found); absent: "
+        "the device's default.",
+    ),
+    MetricSpec(
+        name="jouleserve_power_limit_available",
+        kind="gauge",
+        help="1 if power limits can be set, 0 if not (the reason stands in /energy); absent where "
+        "nobody is to set them.",
+    ),
+    MetricSpec(
+        name="jouleserve_power_limit_held",
+        kind="gauge",
+        help="1 while this replica has a say over its GPUs' limits (a lease of the power agent).",
+    ),
+    MetricSpec(
+        name="jouleserve_power_limit_drift",
+        kind="gauge",
+        help="1 while another program has set the limit that this replica had set.",
+    ),
+    MetricSpec(
+        name="jouleserve_power_limit_inert",
+        kind="gauge",
+        help="1 if the GPUs draw less than 0.97 of the limit, which then does nothing.",
+    ),
+    MetricSpec(
         name="jouleserve_meter_age_seconds",
         kind="gauge",
         help="Time since the last good meter reading.",

@@ -10,6 +10,7 @@ from policies.core.types import SLO, Decision, ReplicaObservation
 from policies.model.drift import Assessment, Verdict
 from policies.model.online import Correction, CorrectionState
 from serve_app.accounting import EnergyAccountant
+from serve_app.actuators.base import LimitState
 from serve_app.engine.tap import FinishedRequest
 from serve_app.observers.metrics import MetricSet
 
@@ -110,6 +111,18 @@ class Recorder:
             "jouleserve_predicted_joules_per_request",
             predicted.joules_per_request if predicted else None,
         )
+
+    def limit(self, state: LimitState, *, inert: bool | None) -> None:
+        """The power limit after a tick; nothing where nobody is to set it."""
+        m = self._metrics
+        if state.nobodys:
+            return
+        m.set("jouleserve_requested_power_limit_watts", state.asked_watts)
+        m.set("jouleserve_power_limit_cap_watts", state.max_watts if state.capped else None)
+        m.set("jouleserve_power_limit_available", float(state.available))
+        m.set("jouleserve_power_limit_held", float(state.held))
+        m.set("jouleserve_power_limit_drift", float(state.drift_watts is not None))
+        m.set("jouleserve_power_limit_inert", None if inert is None else float(inert))
 
     def model(
         self,

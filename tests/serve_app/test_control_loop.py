@@ -12,7 +12,9 @@ from policies.core.lengths import bins_of
 from policies.core.types import Decision, OperatingPoint, Reason
 from policies.core.window import Window
 from serve_app.accounting import EnergyAccountant
+from serve_app.actuators.base import Ask, LimitState
 from serve_app.actuators.batch_cap import BatchCap
+from serve_app.actuators.replica_limit import ReplicaLimit
 from serve_app.control_loop import ControlLoop, Replica
 from serve_app.deciders import Serving, policy_for
 from serve_app.engine.step_link import StepEvent
@@ -50,12 +52,14 @@ class Wants:
     name = "wants"
 
     def __init__(self, cap):
-        self.cap, self.seen = cap, []
+        self.cap, self.seen, self.limit_watts = cap, [], None
 
     def decide(self, observation, state, settings, free):
         self.seen.append((observation, settings, free))
         present = OperatingPoint(num_replicas=1, max_num_active_seqs=64)
-        chosen = OperatingPoint(num_replicas=1, max_num_active_seqs=self.cap)
+        chosen = OperatingPoint(
+            num_replicas=1, max_num_active_seqs=self.cap, power_limit_watts=self.limit_watts
+        )
         decision = Decision(
             time_s=observation.now_s,
             policy="wants",
@@ -105,12 +109,12 @@ async def test_the_cap_follows_the_policy_and_what_is_in_force_is_exported(rig):
     assert len(published) == 2
 
 
-async def test_only_the_cap_is_free_and_the_capacity_bounds_it(rig):
+async def test_its_own_knobs_are_free_and_the_capacity_bounds_the_cap(rig):
     loop, replica, engine, _, _ = rig
     await loop.tick()
     await loop.tick()
     _, settings, free = replica.policy.seen[-1]
-    assert {knob.value for knob in free} == {"max_num_active_seqs", "pack_seqs"}
+    assert {knob.value for knob in free} == {"max_num_active_seqs", "power_limit", "pack_seqs"}
     assert settings.bounds.max_num_seqs == 64
 
 
@@ -122,6 +126,104 @@ async def test_a_pin_wins_over_the_policy_and_bounds_it(rig):
     assert engine.cap == 5
     bounds = replica.policy.seen[-1][1].bounds
     assert (bounds.min_active_seqs, bounds.max_num_seqs) == (5, 5)
+
+
+class Limits:
+    """An actuator that remembers what it was asked and answers as it is told to."""
+
+    name = "limits"
+
+    def __init__(self):
+        self.asked, self.closed = [], 0
+        self.state = LimitState(min_watts=200.0, max_watts=700.0, default_watts=700.0)
+
+    def ask(self, ask):
+        self.asked.append(ask)
+        watts = ask.watts or 700.0
+        self.state = replace(
+            self.state, held=not ask.nothing, asked_watts=ask.watts, enforced_watts=watts,
+            limit_watts=watts,
+        )  # fmt: skip
+        return self.state
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def limited(rig):
+    loop, replica, *_ = rig
+    actuator = Limits()
+    replica.limit = ReplicaLimit(actuator, (150.0, 300.0, 500.0))
+    return loop, replica, actuator
+
+
+async def test_the_limit_follows_the_policy_once_it_is_known_what_may_be_set(limited, rig):
+    loop, replica, actuator = limited
+    replica.policy.limit_watts = 300.0
+    await loop.tick()
+    assert replica.policy.seen[-1][1].bounds.power_limits_watts == ()
+    await loop.tick()
+    await loop.tick()
+    observation, settings, _ = replica.policy.seen[-1]
+    assert settings.bounds.power_limits_watts == (300.0, 500.0)  # 150 W: not on this board
+    assert observation.replicas[0].power_limit_watts == 300.0
+    assert actuator.asked[-1] == Ask(watts=300.0)
+    metrics = rig[3]
+    value = metrics.registry.get_sample_value
+    assert value("jouleserve_requested_power_limit_watts", LABELS) == 300.0
+    assert value("jouleserve_power_limit_watts", LABELS) == 300.0
+    assert value("jouleserve_power_limit_held", LABELS) == 1.0
+
+
+@pytest.mark.parametrize("mode", ["advisory", "off"])
+async def test_without_acting_the_limit_is_given_back(limited, mode):
+    loop, replica, actuator = limited
+    replica.policy.limit_watts = 300.0
+    await loop.tick()
+    assert actuator.asked[-1] == Ask(watts=300.0)
+    replica.live = parse_live({"mode": mode}, "f")
+    await loop.tick()
+    assert actuator.asked[-1] == Ask()
+    wanted = 300.0 if mode == "advisory" else None
+    assert replica.limit.state.asked_watts == wanted
+
+
+async def test_a_power_budget_bounds_the_policy_and_holds_where_it_asks_for_all(limited):
+    loop, replica, actuator = limited
+    actuator.state = replace(actuator.state, max_watts=450.0, capped=True)
+    await loop.tick()
+    await loop.tick()
+    bounds = replica.policy.seen[-1][1].bounds
+    assert (bounds.power_limits_watts, bounds.max_limit_watts) == ((300.0,), 450.0)
+    assert actuator.asked[-1] == Ask(watts=450.0)  # the policy asked for the device's default
+
+
+async def test_limits_that_cannot_be_set_are_not_offered_and_the_tick_goes_on(limited, rig):
+    loop, replica, actuator = limited
+    actuator.state = replace(actuator.state, reason="the GPU has fallen off the bus")
+    await loop.tick()
+    await loop.tick()
+    assert replica.policy.seen[-1][1].bounds.power_limits_watts == ()
+    assert rig[2].cap == 12
+    value = rig[3].registry.get_sample_value
+    assert value("jouleserve_power_limit_available", LABELS) == 0.0
+    assert replica.limit.row()["reason"] == "the GPU has fallen off the bus"
+
+
+async def test_after_the_end_nothing_is_set(limited):
+    loop, replica, actuator = limited
+    replica.limit.close()
+    replica.policy.limit_watts = 300.0
+    await loop.tick()
+    assert (actuator.asked, actuator.closed) == ([], 1)
+
+
+async def test_where_nobody_sets_limits_there_are_no_series_about_it(rig):
+    loop, _, _, metrics, _ = rig
+    await loop.tick()
+    value = metrics.registry.get_sample_value
+    assert value("jouleserve_power_limit_available", LABELS) is None
 
 
 @pytest.mark.parametrize("mode", ["advisory", "off"])

@@ -14,6 +14,7 @@ from small_model import MODEL
 
 import serve_app.ray_policy
 from policies.core.control import state_from_dict, state_to_dict
+from serve_app.deciders import load_profile
 from serve_app.fleet_reports import latest_reports
 from serve_app.ray_policy import EnergyPolicy, observe
 from serve_app.replica_report import KEY, VALUES, written
@@ -173,6 +174,24 @@ def test_the_budget_and_the_router_of_the_service_reach_the_policy(monkeypatch):
     policy()(context([told()]))
     assert not seen[1].options.packed
     assert seen[1].options.max_num_batched_tokens == 2048
+
+
+def limits_told(least, most, cap=math.nan):
+    """What `_settings` makes of two replicas, the second of which can set these limits."""
+    first = but(told(), least_limit_watts=200.0, most_limit_watts=600.0)
+    second = but(told(), least_limit_watts=least, most_limit_watts=most, max_limit_watts=cap)
+    policy = EnergyPolicy(profile=load_profile("llama-3.1-8b-instruct@h100").to_dict())
+    seen = context([first, second])
+    return policy._settings(seen, latest_reports(seen)).bounds
+
+
+def test_the_limits_that_every_replica_can_set_reach_the_fleets_policy():
+    all_of_them = (200.0, 250.0, 300.0, 350.0, 400.0, 450.0, 500.0, 550.0, 600.0)
+    assert limits_told(100.0, 700.0).power_limits_watts == all_of_them
+    assert limits_told(300.0, 400.0).power_limits_watts == (300.0, 350.0, 400.0)
+    assert limits_told(300.0, 400.0).max_limit_watts is None
+    assert limits_told(300.0, 450.0, cap=430.0).max_limit_watts == 430.0
+    assert limits_told(math.nan, math.nan).power_limits_watts == ()  # one cannot set any
 
 
 def test_advisory_and_off_hold():

@@ -27,6 +27,7 @@ async def test_gpus_without_a_meter_are_unavailable_not_absent(monkeypatch, gpus
 
     monkeypatch.setattr(replica_setup, "assigned_gpus", assigned)
     energy = parse_energy({"meter": {"backends": ["estimated"]}}, "f")
-    accountant = await replica_setup.open_accountant(energy, None, CONFIG)
+    accountant, told = await replica_setup.open_accountant(energy, None, CONFIG)
+    assert told is gpus
     assert accountant.windows.unavailable.get("gpu") == reason
     accountant.close()
