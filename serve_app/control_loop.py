@@ -276,6 +276,8 @@ class ControlLoop:
         before = replica.limit.state
         wanted = decision.chosen.power_limit_watts if decision is not None else None
         state = await replica.limit.bring(wanted, active=active)
+        if replica.live_model is not None:
+            replica.live_model.under(replica.limit.in_force_watts)
         replica.recorder.limit(state, inert=replica.limit.judge(replica.draw_watts_per_gpu()))
         self._tell_limit(before, state)
 

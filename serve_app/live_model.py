@@ -47,13 +47,17 @@ class LiveModel:
         self.state = fresh(model)
         self.residual_ratio: float | None = None  # of the last tick's step time, uncorrected
         self._settings = settings.to_correction_settings()
-        self._steps = StepResidual(model.latency, model.power)
+        self._steps = StepResidual(model)
         self._unseen = StepSums()
         self._joules = JouleWindow(model.power.idle_watts)
 
     def on_step(self, event: StepEvent) -> None:
         """Take one event of the engine's step link."""
         self._steps.on_step(event)
+
+    def under(self, limit_watts: float | None) -> None:
+        """From now on steps run under this power limit per GPU; None = the device's default."""
+        self._steps.under(limit_watts)
 
     def tick(self, windows: WindowReader, now_s: float) -> None:
         """Learn from the steps since the last call; `windows` has just read the meter."""

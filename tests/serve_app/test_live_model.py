@@ -181,7 +181,7 @@ def test_overlapping_steps_count_from_the_end_of_the_one_before_and_prompts_are_
     model = FittedModel.from_dict(
         MODEL.to_dict() | {"latency": MODEL.to_dict()["latency"] | {"q_s_per_attended_pair": 1e-6}}
     )
-    steps = StepResidual(model.latency, model.power)
+    steps = StepResidual(model)
     prompt = StepShare(request_id="p", prefill_tokens=100, decode_tokens=0, context_tokens=300)
     steps.on_step(StepEvent(kind="b", time_s=10.0, shares=BATCH))
     steps.on_step(StepEvent(kind="b", time_s=10.1, shares=(*BATCH, prompt)))
@@ -197,6 +197,41 @@ def test_overlapping_steps_count_from_the_end_of_the_one_before_and_prompts_are_
         model.power.step_joules(4, 400, 0) + model.power.step_joules(5, 700, 100, pairs)
     )
     assert steps.take().residual_ratio is None
+
+
+H100 = load_profile("llama-3.1-8b-instruct@h100")
+
+
+def one_step(limit_watts, seconds=0.1):
+    """The sums after one step of BATCH under this limit."""
+    steps = StepResidual(H100)
+    steps.under(limit_watts)
+    steps.on_step(StepEvent(kind="b", time_s=10.0, shares=BATCH))
+    steps.on_step(StepEvent(kind="e", time_s=10.0 + seconds))
+    return steps.take()
+
+
+def test_steps_under_a_power_limit_are_compared_with_the_model_under_it():
+    free, capped = one_step(None), one_step(250.0)
+    assert capped.modelled_s == pytest.approx(
+        H100.latency_under(250.0).step_time_s(4, 400, 0), rel=1e-9
+    )
+    assert capped.modelled_s > 1.05 * free.modelled_s
+    draw = capped.modelled_joules / capped.modelled_s
+    assert draw == pytest.approx(min(250.0, free.modelled_joules / free.modelled_s))
+    assert one_step(2000.0) == free  # inert
+
+
+def test_steps_under_a_limit_of_unknown_effect_teach_nothing():
+    steps = StepResidual(MODEL)
+    steps.under(250.0)
+    steps.on_step(StepEvent(kind="b", time_s=10.0, shares=BATCH))
+    steps.on_step(StepEvent(kind="e", time_s=10.2))
+    assert steps.take().residual_ratio is None
+    steps.under(None)
+    steps.on_step(StepEvent(kind="b", time_s=11.0, shares=BATCH))
+    steps.on_step(StepEvent(kind="e", time_s=11.0 + STEP_S))
+    assert steps.take().residual_ratio == pytest.approx(0.0, abs=1e-9)
 
 
 # --- what survives a restart --------------------------------------------------------------------
