@@ -24,6 +24,7 @@ from serve_app.power_agent.client import SOCKET
 from serve_app.power_agent.connections import MAX_CONNECTIONS, gid_of
 from serve_app.power_agent.node import Node, Rules
 from serve_app.power_agent.server import Server, listen
+from serve_app.power_agent.status import ping, show_status
 
 AUDIT_FILE = Path("/var/log/jouleserve/power-agent.jsonl")
 _TURN_S = 0.1
@@ -55,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--audit-file", type=Path, default=AUDIT_FILE, help="'-' = standard error; %(default)s"
     )
-    found.add_argument("--status", action="store_true", help="ask the running agent, and exit")
+    asked = found.add_mutually_exclusive_group()
+    asked.add_argument("--status", action="store_true", help="ask the running agent, and exit")
+    asked.add_argument("--ping", action="store_true", help="exit 0 if the running agent answers")
     return found
 
 
@@ -230,16 +233,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     input."""
     options = parser().parse_args(arguments)
     if options.status:
-        from serve_app.power_agent.status import show_status
-
         return show_status(options.socket)
+    if options.ping:
+        return ping(options.socket)
     if options.floor_watts > options.ceiling_watts:
         print("--floor-watts is above --ceiling-watts", file=sys.stderr)
         return 2
     _more_descriptors()
     try:
         agent = Agent(options)
-    except (ConfigError, KeyError) as error:
+    except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     except (EnergyServeError, ActuationError, OSError) as error:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from policies.core.errors import ConfigError
 from serve_app.power_agent.protocol import MAX_FRAME_BYTES
 
 MAX_CONNECTIONS = 512
@@ -49,8 +50,13 @@ def peer_of(connection: socket.socket) -> Peer:
 
 
 def gid_of(group: str) -> int:
-    """The id of a group, by name or number. KeyError."""
-    return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    """The id of a group, by name or number. ConfigError."""
+    if group.isdigit():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"--group {group}: no such group on this host") from None
 
 
 @dataclass(slots=True, eq=False)

@@ -27,6 +27,19 @@ def show_status(path: Path) -> int:
     return 1 if wrong else 0
 
 
+def ping(path: Path) -> int:
+    """Exit status 0 if an agent answers within a second, else 1."""
+    client = AgentClient(path)
+    try:
+        client.status()
+    except ActuationError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        client.close()
+    return 0
+
+
 def _line(gpu: dict[str, Any]) -> str:
     limit, enforced = _watts(gpu["limit_watts"]), _watts(gpu["enforced_watts"])
     words = [f"{gpu['uuid']}  {gpu['name']}: limit {limit}, enforced {enforced}"]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +23,8 @@ from pathlib import Path
 
 import yaml
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "fakes")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "fakes"))
 
 from agents import AgentProcess
 from gpu_fleet import FakeGpus, Load, gpu_rows, replica_pids
@@ -186,7 +189,7 @@ def report(phases, seconds):
                 "tpot_p99_s": quantile([r.tpot_s for r in done if r.tpot_s is not None], 0.99),
                 "mean_limit_watts": statistics.fmean(limits),
                 "mean_draw_watts": statistics.fmean(draws),
-                "limit_changes": sum(a != b for a, b in zip(limits, limits[1:], strict=False)),
+                "limit_changes": sum(a != b for a, b in itertools.pairwise(limits)),
             }
         )
     commit = subprocess.run(
@@ -222,7 +225,7 @@ def draw(phases, path):
             axis.grid(alpha=0.3)
         axes[0, column].set_title("limits chosen" if one.mode == "active" else "default limit")
         edges = [5.0 * k for k in range(int(max(sent) / 5.0) + 2)]
-        counts = [sum(a <= s < b for s in sent) / 5.0 for a, b in zip(edges, edges[1:])]
+        counts = [sum(a <= s < b for s in sent) / 5.0 for a, b in itertools.pairwise(edges)]
         axes[0, column].step(edges[:-1], counts, where="post")
         axes[1, column].plot([s[0] for s in samples], smooth([s[2] for s in samples]), label="draw")
         axes[1, column].plot([s[0] for s in samples], [s[1] for s in samples], label="limit")
@@ -253,7 +256,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="js-") as name:
         folder = Path(name)
         gpus = FakeGpus(folder, 1)
-        agent = AgentProcess(folder / "agent", environ={**_environ(), **gpus.environment})
+        agent = AgentProcess(folder / "agent", environ={**os.environ, **gpus.environment})
         agent.start()
 
         def edit(config):
@@ -274,12 +277,6 @@ def main():
     (options.out / "result.json").write_text(json.dumps(found, indent=1) + "\n")
     draw(phases, options.out / "trajectory.png")
     print(json.dumps(found, indent=1))
-
-
-def _environ():
-    import os
-
-    return dict(os.environ)
 
 
 if __name__ == "__main__":

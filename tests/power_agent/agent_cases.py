@@ -356,6 +356,19 @@ def test_unknown_gpus_are_named(client):
         acquire(client, "GPU-none")
 
 
+def test_bad_options_are_named_and_change_nothing(fake, tmp_path):
+    for options, words in (
+        (["--group", "no-such-group"], "--group no-such-group: no such group on this host"),
+        (["--floor-watts", "much"], "'much' is not a number of watts"),
+        (["--floor-watts", "500", "--ceiling-watts", "400"], "--floor-watts is above"),
+        (["--budget-file", str(tmp_path / "none")], "No such file"),
+    ):
+        agent = AgentProcess(tmp_path / "bad", *options).start(wait=False)
+        assert agent.process.wait(timeout=20) in {1, 2}
+        assert words in agent.errors.read_text()
+        assert not agent.path.exists()
+
+
 def test_without_a_driver_there_is_no_agent(fake, tmp_path):
     fake.fail("nvmlInit", 9)
     agent = AgentProcess(tmp_path / "none").start(wait=False)
@@ -426,6 +439,8 @@ def test_the_status_is_told_to_people(fake, client, agent):
     assert done.returncode == 0
     assert "limit 300 W, enforced 300 W; found 700 W; held by replica llm#1" in done.stdout
     assert "limits sum up to 1000 W; no node budget" in done.stdout
+    pinged = [*command[:3], "--ping", "--socket", str(agent.path)]
+    assert subprocess.run(pinged, check=False, timeout=30).returncode == 0
     done = subprocess.run([*command, "/nowhere"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "is `jouleserve power-agent` running?" in done.stderr
