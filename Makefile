@@ -76,7 +76,7 @@ sim-scale: $(STAMP) ## A week of 16.8 million requests over 300 and 1,000 replic
 	$(BIN)/python -m serve_app.simulator.bench --week --out docs/results/sim-scale
 
 power-loop: $(STAMP) ## Limits chosen against the default one: real engine, fake GPU (12 minutes; nothing else may run): writes docs/results/power-loop
-	$(BIN)/python tests/integration/power_loop.py --out docs/results/power-loop
+	$(BIN)/python tests/integration/power_loop.py --out docs/results/power-loop --readme README.md
 
 fidelity: $(STAMP) ## The simulator against the real engine (1 hour; nothing else may run): writes docs/results/fidelity-*
 	$(BIN)/python -m serve_app.fidelity --out docs/results/fidelity-smollm2-135m-cpu --readme README.md

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from policies.model.fitted import FittedModel
@@ -101,7 +102,16 @@ def open_limit(
         for watts in (default_limits(model) if model is not None else ())
         if power.min_watts <= watts <= (power.max_watts or math.inf)
     ]
-    return ReplicaLimit(_actuator(power, uuids, name), choices)
+    clocks = None
+    if power.lock_clocks and model is not None and choices:
+        clocks = partial(_clock_ratio, model)
+    natural = model.power.natural_draw_watts if model is not None else None
+    return ReplicaLimit(_actuator(power, uuids, name), choices, clocks, natural)
+
+
+def _clock_ratio(model: FittedModel, limit_watts: float) -> float:
+    """The clock under a limit over the highest: the speed of what is bound by compute."""
+    return model.power.speeds(limit_watts).prefill_ratio
 
 
 def _actuator(power: PowerSettings, uuids: Sequence[str], name: str) -> PowerActuator:

@@ -95,6 +95,9 @@ class PowerSettings(_Strict):
     )
     min_watts: float = Field(default=0.0, ge=0, description="no limit below is chosen")
     max_watts: float | None = Field(default=None, gt=0, description="no limit above is chosen")
+    lock_clocks: bool = Field(
+        default=False, description="where a limit does nothing, lock the clock that it was to give"
+    )
 
 
 class ModelCorrectionSettings(_Strict):

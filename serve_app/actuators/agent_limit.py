@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from policies.core.errors import ActuationError
 from serve_app.actuators.base import Ask, LimitState, inside, state_of
 from serve_app.power_agent.client import SOCKET, AgentClient
 from serve_app.power_agent.leases import UnknownLease
+
+PAUSE_S, MAX_PAUSE_S = 2.0, 60.0
 
 
 class AgentLimits:
@@ -27,12 +32,19 @@ class AgentLimits:
         self._lease: str | None = None
         self._told = Ask()
         self._last = LimitState()
+        self._pause_s, self._again_s = PAUSE_S, -math.inf
 
     def ask(self, ask: Ask) -> LimitState:
-        """As `PowerActuator`."""
+        """As `PowerActuator`. After a refusal it waits before it asks for a lease again, each time
+        longer; `reason` stays meanwhile."""
+        if self._lease is None and time.monotonic() < self._again_s:
+            return replace(self._last, asked_watts=ask.watts)
         try:
             self._last = self._released(ask) if ask.nothing else self._held(ask)
         except ActuationError as error:
+            if self._lease is None:
+                self._again_s = time.monotonic() + self._pause_s
+                self._pause_s = min(2.0 * self._pause_s, MAX_PAUSE_S)
             self._last = state_of(
                 self._last.gpus, ask, held=self._lease is not None, reason=str(error)
             )
@@ -67,6 +79,7 @@ class AgentLimits:
             holder=self._holder,
         )
         self._lease, self._told = str(answer["lease"]), ask
+        self._pause_s = PAUSE_S
         return state_of(answer["gpus"], ask, held=True)
 
     def _renewed(self, lease: str, ask: Ask) -> LimitState:
@@ -79,7 +92,10 @@ class AgentLimits:
 
     def _released(self, ask: Ask) -> LimitState:
         self._release()
-        return state_of(self._mine(), ask, held=False)
+        state = state_of(self._mine(), ask, held=False)
+        if state.holder is None or not state.available:
+            return state
+        return replace(state, reason=f"held by {state.holder}")
 
     def _release(self) -> None:
         lease, self._lease, self._told = self._lease, None, Ask()

@@ -32,7 +32,8 @@ class LimitState:
     for, never above what was found: somebody meant that; `capped`: no more than `max_watts` may be
     drawn, not even by default (a power budget, or a limit that was found). `asked_watts`: desired;
     `limit_watts`: what the driver says is set; `enforced_watts`: the lowest of that and what other
-    ways to limit hold. `drift_watts`: what another program has set meanwhile. `gpus`: each of them,
+    ways to limit hold. `drift_watts`: what another program has set meanwhile. `power_capped`:
+    whether the driver lowers the clocks of one of them right now to keep it. `gpus`: each of them,
     for people.
     """
 
@@ -48,6 +49,8 @@ class LimitState:
     default_watts: float | None = None
     drift_watts: float | None = None
     clock_mhz: int | None = None
+    max_clock_mhz: int | None = None
+    power_capped: bool | None = None
     holder: str | None = None
     gpus: tuple[Mapping[str, Any], ...] = ()
 
@@ -93,6 +96,8 @@ def state_of(
         default_watts=_of(rows, "default_watts", min),
         drift_watts=_of(rows, "drift_watts", min),
         clock_mhz=_of(rows, "clock_mhz", min),
+        max_clock_mhz=_of(rows, "max_clock_mhz", min),
+        power_capped=_of(rows, "power_capped", max),
         holder=next((row["holder"] for row in rows if row.get("holder")), None),
         gpus=rows,
     )

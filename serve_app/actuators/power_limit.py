@@ -15,7 +15,8 @@ from serve_app.actuators.limit_record import Found, LimitRecord, RecordFile
 from serve_app.nvml_library import Nvml, NvmlNotSupported
 
 SAME_WATTS = 0.5  # a driver may round what it is told to whole watts
-_LOWEST_MHZ = 210  # the lower end of a locked range: as idle GPUs have it
+LOWEST_MHZ = 210  # the lower end of a locked range: as idle GPUs have it
+_SW_POWER_CAP = 0x4  # nvml.h, nvmlClocksThrottleReasonSwPowerCap
 
 Say = Callable[[str], None]
 
@@ -65,10 +66,29 @@ class GpuPowerLimit:
             raise ActuationError(f"{self.label}: MIG mode not readable: {error}") from error
         return bool(mode)
 
+    def power_capped(self) -> bool | None:
+        """Whether the driver lowers the clocks to keep the limit right now; None = it does not
+        tell."""
+        api = self._nvml.api
+        try:
+            reasons = self._nvml.call(api.nvmlDeviceGetCurrentClocksThrottleReasons, self._handle)
+        except MeterError:
+            return None
+        return bool(reasons & _SW_POWER_CAP)
+
+    def max_clock_mhz(self) -> int | None:
+        """The highest graphics clock; None = the driver does not tell."""
+        api = self._nvml.api
+        kind = api.NVML_CLOCK_GRAPHICS
+        try:
+            return int(self._nvml.call(api.nvmlDeviceGetMaxClockInfo, self._handle, kind))
+        except MeterError:
+            return None
+
     def lock_clocks(self, mhz: int) -> None:
         """Let the graphics clock go no higher. Errors as `write`."""
         setter = self._nvml.api.nvmlDeviceSetGpuLockedClocks
-        self._set("graphics clock", f"at most {mhz} MHz", setter, _LOWEST_MHZ, mhz)
+        self._set("graphics clock", f"at most {mhz} MHz", setter, LOWEST_MHZ, mhz)
 
     def unlock_clocks(self) -> None:
         """Give the clocks back to the driver. NVML does not tell whether they had been locked, so

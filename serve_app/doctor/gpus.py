@@ -110,14 +110,12 @@ def _draw(reading: DeviceReading) -> str:
 
 
 def _limit(facts: Facts) -> str:
-    """The power limit. Whether this process may set it is not tried: nothing here sets anything."""
+    """The power limit."""
     if facts["power_limit_watts"] is None:
         return "power limit not readable"
     low, high = facts["min_limit_watts"], facts["max_limit_watts"]
     span = "range not readable" if low is None else f"{low:.0f} to {high:.0f} W allowed"
-    return (
-        f"power limit {facts['power_limit_watts']:.0f} W ({span}; whether it may be set: untried)"
-    )
+    return f"power limit {facts['power_limit_watts']:.0f} W ({span})"
 
 
 def _mig_fix(facts: Facts) -> tuple[str, ...]:

@@ -50,6 +50,19 @@ GPU_POD = (
     "container env: [{name: NVIDIA_DRIVER_CAPABILITIES, value: 'compute,utility'}]",
 )
 
+AGENT_START = (
+    "sudo groupadd --system jouleserve",
+    "sudo jouleserve power-agent --group jouleserve   # or configs/systemd/",
+    'sudo usermod --append --groups jouleserve "$USER"   # then log in anew',
+)
+AGENT_GROUP = 'sudo usermod --append --groups jouleserve "$USER"   # then log in anew'
+AGENT_POD = (
+    "kubectl apply -f configs/kubernetes/power-agent.yaml",
+    "pod volumes: [{name: power, hostPath: {path: /run/jouleserve, type: Directory}}]",
+    "container volumeMounts: [{name: power, mountPath: /run/jouleserve}]",
+    "pod securityContext: {supplementalGroups: [2450]}",
+)
+
 
 def rapl_permission(host: Host) -> tuple[str, ...]:
     """What makes `energy_uj` readable: now, at every boot, or for one process alone."""

@@ -1,4 +1,5 @@
-"""The section "meters": what is measured how on this host, and how to grant what is not."""
+"""The section "meters": what is measured how on this host, who may limit it, and how to grant what
+is not."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from serve_app.doctor.cpus import estimate_finding, pyrapl_finding, rapl_finding
 from serve_app.doctor.findings import Finding, Level, Section
 from serve_app.doctor.gpus import gpu_findings
 from serve_app.doctor.host import Host
+from serve_app.doctor.limits import limit_findings
 from serve_app.doctor.scope import Scope
 from serve_app.meters import DEFAULT_BACKENDS, DeviceKind, EnergyMeter, MeterOptions, Reading
 
@@ -19,7 +21,7 @@ _WATCHED_S = 0.3
 def meters_section(scope: Scope, host: Host) -> Section:
     """Return the whole section. Takes `_WATCHED_S`: it watches whether the counters move."""
     summary, used = _in_use(scope)
-    gpus = gpu_findings(scope, host)
+    gpus = [*gpu_findings(scope, host), *limit_findings(scope, host)]
     cpus = [*rapl_findings(scope, host), pyrapl_finding()]
     estimated = used.get(DeviceKind.CPU) == "estimated"
     return Section(

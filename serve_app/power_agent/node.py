@@ -13,7 +13,7 @@ from typing import Any
 
 from policies.core.errors import ActuationError, ActuationRefused, MeterError
 from serve_app.actuators.limit_record import Found, LimitRecord, RecordFile
-from serve_app.actuators.power_limit import SAME_WATTS
+from serve_app.actuators.power_limit import LOWEST_MHZ, SAME_WATTS
 from serve_app.nvml_library import Nvml
 from serve_app.power_agent.budget import Asked, shares
 from serve_app.power_agent.leases import Holder, Lease, LeaseTable, Wish
@@ -210,9 +210,15 @@ class Node:
         )
 
     def _check(self, gpus: Sequence[NodeGpu], wish: Wish) -> None:
-        if wish.watts is None:
-            return
         for gpu in gpus:
+            top, clock_mhz = gpu.max_clock_mhz or 0, wish.clock_mhz
+            if clock_mhz is not None and not LOWEST_MHZ <= clock_mhz <= top:
+                raise ActuationRefused(
+                    f"{gpu.uuid}: graphics clock {clock_mhz} MHz; allowed here: {LOWEST_MHZ} to "
+                    f"{top} MHz"
+                )
+            if wish.watts is None:
+                continue
             low, high = self._bounds(gpu)
             if not low <= wish.watts <= high:
                 raise ActuationRefused(

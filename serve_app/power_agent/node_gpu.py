@@ -36,6 +36,8 @@ class NodeGpu:
     clock_mhz: int | None = None
     limit_watts: float | None = None
     enforced_watts: float | None = None
+    max_clock_mhz: int | None = None
+    power_capped: bool | None = None
     unreadable: str | None = None
     unwritable: str | None = None
     drift_watts: float | None = None
@@ -52,7 +54,7 @@ class NodeGpu:
             gpu = GpuPowerLimit(nvml, self.uuid)
             self.name = gpu.label.removesuffix(f" {self.uuid}")
             self.min_watts, self.max_watts = gpu.min_watts, gpu.max_watts
-            self.default_watts = gpu.default_watts
+            self.default_watts, self.max_clock_mhz = gpu.default_watts, gpu.max_clock_mhz()
             self._gpu = gpu
         return self._gpu
 
@@ -66,6 +68,7 @@ class NodeGpu:
         try:
             gpu = self.open(nvml)
             self.limit_watts, self.enforced_watts = gpu.limit_watts(), gpu.enforced_watts()
+            self.power_capped = gpu.power_capped()
             if gpu.shared_as_mig():
                 raise ActuationRefused(
                     f"{gpu.label}: MIG is on: its instances share one power limit"
@@ -155,4 +158,6 @@ class NodeGpu:
             "enforced_watts": self.enforced_watts,
             "drift_watts": self.drift_watts,
             "clock_mhz": self.clock_mhz,
+            "max_clock_mhz": self.max_clock_mhz,
+            "power_capped": self.power_capped,
         }

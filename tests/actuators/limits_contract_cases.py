@@ -3,7 +3,7 @@ library: the agent as a process of its own, in this process, through a fake zeus
 
 import pytest
 from agents import running, wait_for
-from fake_nvml import GPU_IS_LOST, uuid_of
+from fake_nvml import GPU_IS_LOST, NO_PERMISSION, uuid_of
 from fake_zeusd import FakeZeusd
 
 from serve_app.actuators.agent_limit import AgentLimits
@@ -142,11 +142,23 @@ def test_a_gpu_of_another_replica_is_a_reason_with_its_name(fake, agent):
     first = AgentLimits([ONE], holder="first", path=agent.path)
     first.ask(Ask(watts=300.0))
     second = AgentLimits([ONE], holder="second", path=agent.path)
-    assert "held by first" in second.ask(Ask(watts=400.0)).reason
+    for ask in (Ask(watts=400.0), Ask(), Ask(watts=400.0)):  # whatever is asked meanwhile
+        assert "held by first" in second.ask(ask).reason
+    assert "held by first" in AgentLimits([ONE], holder="third", path=agent.path).ask(Ask()).reason
     assert watts(fake)[0] == 300.0
     second.close()
     assert first.ask(Ask(watts=300.0)).held
     first.close()
+
+
+def test_a_lease_that_was_refused_is_asked_for_again_after_a_while(fake, agent):
+    one = AgentLimits([ONE], holder="test", path=agent.path)
+    fake.fail("nvmlDeviceSetPowerManagementLimit", NO_PERMISSION)
+    assert "may not set a power limit" in one.ask(Ask(watts=300.0)).reason
+    fake.heal()
+    assert "may not set a power limit" in one.ask(Ask(watts=300.0)).reason
+    assert wait_for(lambda: one.ask(Ask(watts=300.0)).held) > 1.0
+    one.close()
 
 
 def test_a_budget_of_the_node_is_a_cap_that_the_replica_hears_of(fake, tmp_path):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
-from types import SimpleNamespace
 
 import pytest
 from bench_server import Server, running, streaming
@@ -16,25 +15,6 @@ from bench_server import Server, running, streaming
 from serve_app.cli import main
 
 HEAVY = ("ray", "vllm", "torch", "transformers", "scipy")
-
-
-@pytest.fixture
-def jouleserve(monkeypatch, capsys):
-    """Run the command line in this process; what it printed and its exit status."""
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["jouleserve", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main.main()
-        printed = capsys.readouterr()
-        return SimpleNamespace(
-            returncode=ended.value.code or 0, stdout=printed.out, stderr=printed.err
-        )
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 def imported_by(*arguments):

@@ -15,7 +15,10 @@ import pytest
 # Ray reads it once per process, however many clusters the process starts: with another one later, a
 # cluster's calls to this driver would be refused, and its actors be ended with it.
 os.environ["RAY_AUTH_MODE"] = "disabled"
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves test folders out
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(
+    0, str(Path(__file__).parents[1] / "fakes")
+)  # importlib mode leaves test folders out
 
 from running_service import started
 

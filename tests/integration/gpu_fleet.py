@@ -55,6 +55,9 @@ class FakeGpus:
         open_s = max(0, time.monotonic_ns() - device.last_ns) / 1e9
         return device.used_mj / 1e3 + self.watts(index) * open_s
 
+    def limits(self):
+        return [self.fake.state.dev[index].limit_mw / 1e3 for index in range(len(self.uuids))]
+
     def lose(self, index):
         """The GPU falls off the bus for good; returns what it had used, and draws no more."""
         self.fake.fail("*", GPU_IS_LOST, device=index)

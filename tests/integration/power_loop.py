@@ -35,6 +35,7 @@ from policies.core.types import SLO
 from policies.sim.arrivals import BurstShape
 from serve_app.bench.options import BenchOptions
 from serve_app.drawing import matplotlib, save
+from serve_app.sections import write_section
 
 NATURAL_WATTS = 700.0
 TARGETS = SLO(ttft_s=2.0, tpot_s=0.2)  # that this machine holds without any limit
@@ -172,7 +173,14 @@ def load_of(url, seconds):
     )
 
 
-def report(phases, seconds):
+def described():
+    """The commit that is measured."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def report(phases, seconds, commit):
     rows = []
     for one in phases:
         limits = [sample[1] for samples in one.samples.values() for sample in samples]
@@ -192,10 +200,6 @@ def report(phases, seconds):
                 "limit_changes": sum(a != b for a, b in itertools.pairwise(limits)),
             }
         )
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
     return {
         "measured": "real vLLM on CPU cores under Ray Serve; the GPU is a fake whose power model "
         "slows the engine down under a limit",
@@ -205,6 +209,38 @@ def report(phases, seconds):
         "phases": rows,
         "joules_per_request_ratio": rows[1]["joules_per_request"] / rows[0]["joules_per_request"],
     }
+
+
+def table(found):
+    """The result for people, as Markdown."""
+    head = f"{found['measured']}. {found['seconds']:.0f} s of load each, at {found['commit']}."
+    targets = f"p99 TTFT {TARGETS.ttft_s:g} s, TPOT {1e3 * TARGETS.tpot_s:g} ms"
+    ratio = found["joules_per_request_ratio"]
+    lines = [
+        f"Measured: {head}",
+        "No real GPU was limited: the joules are the fake's.",
+        "",
+        "| | J/request | attainment | TTFT p99 | TPOT p99 | limit, mean | draw, mean |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *map(line_of, found["phases"]),
+        "",
+        f"Targets: {targets}. {ratio:.2f} of the joules for the same load. `make power-loop` measures",
+        "it; the [trajectory](docs/results/power-loop/trajectory.png).",
+    ]
+    return "\n".join(lines)
+
+
+def line_of(one):
+    cells = [
+        f"{one['mode']} ({one['requests']} requests)",
+        f"{one['joules_per_request']:.0f}",
+        f"{one['slo_attainment_ratio']:.1%}",
+        f"{one['ttft_p99_s']:.2f} s",
+        f"{1e3 * one['tpot_p99_s']:.0f} ms",
+        f"{one['mean_limit_watts']:.0f} W",
+        f"{one['mean_draw_watts']:.0f} W",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def quantile(values, share):
@@ -250,7 +286,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--readme", type=Path, help="write its section power-loop")
+    parser.add_argument("--stored", action="store_true", help="measure nothing, write the section")
     options = parser.parse_args()
+    if not options.stored:
+        measure(options)
+    found = json.loads((options.out / "result.json").read_text())
+    if options.readme is not None:
+        write_section(options.readme, "power-loop", table(found))
+
+
+def measure(options):
+    """Both phases; writes result.json and the picture."""
+    commit = described()
     seconds = 60.0 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="js-") as name:
@@ -273,7 +321,7 @@ def main():
                     ]
         finally:
             agent.stop()
-    found = report(phases, seconds)
+    found = report(phases, seconds, commit)
     (options.out / "result.json").write_text(json.dumps(found, indent=1) + "\n")
     draw(phases, options.out / "trajectory.png")
     print(json.dumps(found, indent=1))

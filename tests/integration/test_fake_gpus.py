@@ -10,12 +10,14 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import psutil
 import pytest
+from agents import AgentProcess
 from gpu_fleet import (
     FakeGpus,
     Load,
@@ -27,14 +29,16 @@ from gpu_fleet import (
     two_replicas_with_a_gpu_each,
     visible_to,
 )
+from power_loop import load_of, phase, under_the_agent, working
 from prometheus_client.parser import text_string_to_metric_families
-from running_service import alive, eventually, started
+from running_service import BIN, alive, eventually, started
 from serve_checks import PARIS, check_books
 
 from serve_app.bench.options import BenchOptions
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(560)]
 LOAD_S = float(os.environ.get("JOULESERVE_FLEET_LOAD_S", "60"))
+LIMITS_LOAD_S = 30.0  # for each of two modes
 TICKS_S = 2.0  # some ticks of the replicas (0.5 s each) and their way to the ledger
 HELD_WATTS = 150  # at the loss: what its last, open interval costs at most is known
 FAILOVER_S = 5.0  # until Serve sends no request to a replica that was killed
@@ -45,9 +49,24 @@ def fleet(tmp_path_factory):
     """(service, GPUs): two replicas answer and are on the ledger."""
     folder = tmp_path_factory.mktemp("fleet")
     gpus = FakeGpus(folder, 4)
-    with started(folder, two_replicas_with_a_gpu_each, gpus.environment) as service:
-        eventually(lambda: len(gpu_rows(service)) == 2, 240, "two replicas report", every_s=1.0)
-        yield service, gpus
+    agent = AgentProcess(folder / "agent", environ={**os.environ, **gpus.environment}).start()
+
+    def edit(config):
+        two_replicas_with_a_gpu_each(config)
+        under_the_agent(folder, agent)(config)
+        # In most of these tests the GPUs draw what no model says.
+        config["applications"][0]["args"]["energy"]["model_correction"] = {"enabled": False}
+
+    try:
+        with started(folder, edit, gpus.environment) as service:
+            eventually(lambda: len(gpu_rows(service)) == 2, 240, "two replicas report", every_s=1.0)
+            yield service, gpus
+        held = [gpu["holder"] for gpu in agent.client().status()["gpus"]]
+        assert held == [None] * 4  # replicas that end give their leases back
+    finally:
+        gpus.fake.heal()
+        assert agent.stop() == 0
+    assert gpus.limits() == [700.0] * 4
 
 
 def metered_indices(service, gpus):
@@ -96,6 +115,42 @@ def test_requests_one_after_the_other_go_to_one_replica(fleet):
         list(pool.map(lambda one: service.chat(one, max_tokens=2), together))
     eventually(lambda: sum(answered()) == sum(before) + 16, 15, "all are counted")
     assert min(now - then for then, now in zip(before, answered(), strict=True)) >= 1
+
+
+def limits_told(service):
+    """Replica → its power limit, as the ledger shows it."""
+    return {one["replica"]: one["power_limit"] for one in service.energy()["replicas"]}
+
+
+def test_limits_that_replicas_choose_take_fewer_joules_for_the_same_answers(fleet):
+    """A real engine, slowed down as its fake GPU's limit says. The figures come from `make
+    power-loop`; here, that the whole way is closed."""
+    service, gpus = fleet
+    with working(service, gpus) as threads:
+        load = load_of(service.url, LIMITS_LOAD_S)
+        default, chosen = (
+            phase(service, gpus, threads, mode, load) for mode in ("advisory", "active")
+        )
+        told = limits_told(service)
+        explained = subprocess.run(
+            [BIN / "jouleserve", "explain", "--url", service.url],
+            capture_output=True, text=True, check=True, timeout=60,
+        ).stdout  # fmt: skip
+    assert {one["actuator"] for one in told.values()} == {"agent"}
+    assert all(one["available"] for one in told.values())
+    assert all(name in explained for name in told)
+    assert "700 W" in explained
+    assert len(default.completed) == len(default.records) == len(chosen.completed)
+    limits = [
+        [sample[1] for part in one.samples.values() for sample in part] for one in (default, chosen)
+    ]
+    assert set(limits[0]) == {700.0}
+    assert min(limits[1]) < 500.0
+    assert chosen.joules_per_request < 0.8 * default.joules_per_request
+    families = {f.name for f in text_string_to_metric_families(service.metrics())}
+    assert {"jouleserve_power_limit_held", "jouleserve_requested_power_limit_watts"} <= families
+    for index in range(4):
+        gpus.draw(index, 0)
 
 
 @dataclass
@@ -269,6 +324,9 @@ def check_exposition(service, story, told):
         if sample.labels["device"] == "gpu"
     }
     assert drawing == {story.replacement}
+    limit = limits_told(service)[story.lost]
+    assert (limit["available"], limit["actuator"]) == (False, "agent")
+    assert "fallen off the bus" in limit["reason"]
     row = gpu_rows(service)[story.lost]
     assert (row["id"], row["source"]) == (story.lost_uuid, "unavailable")
     assert "lost" in row["reason"]

@@ -72,7 +72,8 @@ def test_a_lease_sets_the_limit_and_its_release_puts_back_what_was_found(fake, c
     assert (gpu["found_watts"], gpu["set_watts"], gpu["enforced_watts"]) == (650.0, 300.0, 300.0)
     client.release(lease["lease"])
     wait_for(lambda: watts(fake) == [650.0, 700.0])
-    wait_for(lambda: not agent.state.exists())
+    wait_for(lambda: len(events(agent)) == 5)
+    assert not agent.state.exists()
     known = [one["event"] for one in events(agent)]
     assert known[:3] == ["started", "set", "leased"]
     assert sorted(known[3:]) == ["put back", "released"]
@@ -395,6 +396,22 @@ def test_locked_clocks_belong_to_a_lease_as_well(fake, client, agent):
     wait_for(lambda: gpu.lock_max == 0)
     again.release(lease)
     wait_for(lambda: gpu.limit_mw == 700_000)
+
+
+@pytest.mark.parametrize("clock_mhz", [1, 209, 1981, 10**6])
+def test_a_clock_that_the_gpu_does_not_have_is_refused_with_the_range(fake, client, clock_mhz):
+    with pytest.raises(ActuationRefused, match="allowed here: 210 to 1980 MHz"):
+        client.acquire([ONE], watts=300.0, clock_mhz=clock_mhz, ttl_s=30.0, holder="r")
+    assert (fake.state.dev[0].lock_max, watts(fake)) == (0, [700.0, 700.0])
+
+
+def test_whether_a_limit_binds_is_told(fake, client):
+    lease = acquire(client)["lease"]
+    fake.state.dev[0].util = 100
+    wait_for(lambda: client.renew(lease)["gpus"][0]["power_capped"] is True)
+    fake.state.dev[0].util = 10
+    wait_for(lambda: client.renew(lease)["gpus"][0]["power_capped"] is False)
+    assert client.renew(lease)["gpus"][0]["max_clock_mhz"] == 1980
 
 
 # ---- who may

@@ -14,7 +14,7 @@ from policies.core.window import Window
 from serve_app.accounting import EnergyAccountant
 from serve_app.actuators.base import Ask, LimitState
 from serve_app.actuators.batch_cap import BatchCap
-from serve_app.actuators.replica_limit import ReplicaLimit
+from serve_app.actuators.replica_limit import INERT_TICKS, ReplicaLimit
 from serve_app.control_loop import ControlLoop, Replica
 from serve_app.deciders import Serving, policy_for
 from serve_app.engine.step_link import StepEvent
@@ -197,6 +197,27 @@ async def test_a_power_budget_bounds_the_policy_and_holds_where_it_asks_for_all(
     bounds = replica.policy.seen[-1][1].bounds
     assert (bounds.power_limits_watts, bounds.max_limit_watts) == ((300.0,), 450.0)
     assert actuator.asked[-1] == Ask(watts=450.0)  # the policy asked for the device's default
+
+
+@pytest.mark.parametrize(("power_capped", "clock_mhz"), [(False, 600), (True, None), (None, None)])
+async def test_a_limit_that_does_nothing_gives_way_to_the_clock_that_it_was_to_give(
+    power_capped, clock_mhz
+):
+    actuator = Limits()
+    actuator.state = replace(actuator.state, max_clock_mhz=2000, power_capped=power_capped)
+    limit = ReplicaLimit(actuator, (300.0,), lambda watts: watts / 1000.0)
+    for _ in range(INERT_TICKS):
+        await limit.bring(300.0, active=True)
+        assert actuator.asked[-1] == Ask(watts=300.0)
+        assert limit.judge(250.0) is True
+    await limit.bring(300.0, active=True)
+    assert actuator.asked[-1] == Ask(watts=300.0, clock_mhz=clock_mhz)
+    await limit.bring(300.0, active=False)
+    assert actuator.asked[-1] == Ask()
+    await limit.bring(300.0, active=True)
+    assert limit.judge(295.0) is False  # the limit does something again
+    await limit.bring(300.0, active=True)
+    assert actuator.asked[-1] == Ask(watts=300.0)
 
 
 async def test_limits_that_cannot_be_set_are_not_offered_and_the_tick_goes_on(limited, rig):
