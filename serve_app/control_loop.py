@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from policies.core.control import Policy
@@ -46,6 +46,7 @@ from serve_app.simulator.attainable import attainable_prompt_tokens
 
 log = logging.getLogger("ray.serve")
 
+_UNCOUNTED = 1 << 20
 _FREE = frozenset({Knob.MAX_NUM_ACTIVE_SEQS, Knob.POWER_LIMIT, Knob.PACK_SEQS})
 
 
@@ -54,7 +55,7 @@ class Replica:
     """What one replica's loop works on. `policy` follows `live_model` where there is one.
 
     `hint`: the last decision as far as it was acted on; the router is told its `pack_seqs` and
-    `pack_tokens`. `pool_replicas`: how many share the arrivals, as far as this one knows.
+    `pack_tokens`. `pool_replicas`: how many share the arrivals, None until that is known.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Replica:
     serving: Serving = field(default_factory=Serving)
     state: ControlState = field(default_factory=ControlState)
     hint: OperatingPoint | None = None
-    pool_replicas: int = 1
+    pool_replicas: int | None = None
 
     @property
     def settings(self) -> EnergySettings:
@@ -88,6 +89,18 @@ class Replica:
             pin = min(pin, capacity)
             bounds = Bounds(min_active_seqs=pin, max_num_seqs=pin)
         return self.settings.to_control_settings(self.limit.over(bounds))
+
+    def own_settings(self) -> ControlSettings:
+        """`control_settings` with this replica's share of the fleet's power budget: as long as
+        nobody has told how many share it, the least that there is."""
+        settings = self.control_settings()
+        budget_watts = self.base.power.fleet_budget_watts
+        if budget_watts is None or settings.bounds.limits == (None,):
+            return settings
+        gpus = self.model.power.num_devices if self.model is not None else 1
+        pool = _UNCOUNTED if self.pool_replicas is None else self.pool_replicas
+        bounds = replace(settings.bounds, fleet_budget_watts=budget_watts).shared_by(pool * gpus)
+        return replace(settings, bounds=bounds)
 
     def observe(self, now_s: float) -> ReplicaObservation:
         """One replica as it is now; percentiles over the engine tap's window."""
@@ -237,10 +250,10 @@ class ControlLoop:
             replicas=(replica.observe(now_s),),
             observed_replicas=1,
             requested_replicas=1,
-            pool_replicas=replica.pool_replicas,
+            pool_replicas=replica.pool_replicas or 1,
         )
         decision, replica.state = replica.policy.decide(
-            observation, replica.state, replica.control_settings(), _FREE
+            observation, replica.state, replica.own_settings(), _FREE
         )
         self.last_decision = decision
         active = replica.settings.policy.mode is Mode.ACTIVE

@@ -183,11 +183,13 @@ class EnergyPolicy:
         if len(least) < len(reports) or len(most) < len(reports):
             return bounds
         low, high = max(least), min(most)
-        return replace(
+        found = replace(
             bounds,
             power_limits_watts=tuple(one for one in self._limits_watts if low <= one <= high),
             max_limit_watts=min(reports.known("max_limit_watts"), default=None),
+            fleet_budget_watts=self._energy.power.fleet_budget_watts,
         )
+        return found.affordable(self._model.power.num_devices if self._model is not None else 1)
 
     def _as_told(
         self, bounds: Bounds, strictest: tuple[float, ...], percentile: float

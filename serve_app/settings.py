@@ -11,10 +11,10 @@ import os
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, Self, TypeVar, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from policies.core.errors import ConfigError
 from policies.core.types import SLO, Bounds, ControlSettings, Mode
@@ -95,9 +95,18 @@ class PowerSettings(_Strict):
     )
     min_watts: float = Field(default=0.0, ge=0, description="no limit below is chosen")
     max_watts: float | None = Field(default=None, gt=0, description="no limit above is chosen")
+    fleet_budget_watts: float | None = Field(
+        default=None, gt=0, description="what the limits of all GPUs may sum up to"
+    )
     lock_clocks: bool = Field(
         default=False, description="where a limit does nothing, lock the clock that it was to give"
     )
+
+    @model_validator(mode="after")
+    def _somebody_keeps_the_budget(self) -> Self:
+        if self.fleet_budget_watts is not None and self.actuator == "none":
+            raise ValueError("fleet_budget_watts needs an actuator: agent, nvml or zeusd")
+        return self
 
 
 class ModelCorrectionSettings(_Strict):

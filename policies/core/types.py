@@ -7,10 +7,12 @@ Desired, requested and observed are three different words: a *point* is what a p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from policies.core.memory import Memory
+
+BUDGET_STEP_WATTS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +49,7 @@ class Bounds:
     """What a policy may choose from. `max_num_seqs` is the engine's start-time capacity;
     `power_limits_watts` the allowed limits, ascending, empty = the limit is not ours to set;
     `max_limit_watts`: no GPU may have more (a power budget), None = the device's own default may
-    hold as well."""
+    hold as well; `fleet_budget_watts`: what the limits of all GPUs of the fleet may sum up to."""
 
     min_replicas: int = 1
     max_replicas: int = 1
@@ -55,6 +57,26 @@ class Bounds:
     max_num_seqs: int = 256
     power_limits_watts: tuple[float, ...] = ()
     max_limit_watts: float | None = None
+    fleet_budget_watts: float | None = None
+
+    def shared_by(self, gpus: int) -> Bounds:
+        """These bounds for one of so many GPUs that share the fleet's budget evenly, in steps of
+        10 W, no lower than the lowest limit."""
+        if self.fleet_budget_watts is None:
+            return self
+        share = BUDGET_STEP_WATTS * (self.fleet_budget_watts / max(gpus, 1) // BUDGET_STEP_WATTS)
+        share = max(share, min(self.power_limits_watts, default=0.0))
+        most = share if self.max_limit_watts is None else min(share, self.max_limit_watts)
+        return replace(self, max_limit_watts=most)
+
+    def affordable(self, gpus_per_replica: int) -> Bounds:
+        """These bounds with no more replicas than the fleet's budget feeds at the lowest limit, but
+        `min_replicas` in any case."""
+        least = min(self.power_limits_watts, default=0.0) * gpus_per_replica
+        if self.fleet_budget_watts is None or least <= 0.0:
+            return self
+        most = max(int(self.fleet_budget_watts // least), self.min_replicas, 1)
+        return replace(self, max_replicas=min(self.max_replicas, most))
 
     @property
     def limits(self) -> tuple[float | None, ...]:

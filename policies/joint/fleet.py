@@ -21,6 +21,7 @@ from policies.core.lengths import mixed
 from policies.core.memory import Memory, lengths_due, with_lengths, with_need, with_pressure
 from policies.core.observe import CATCH_UP_S, View
 from policies.core.types import (
+    Bounds,
     ControlSettings,
     Observation,
     Reason,
@@ -137,13 +138,15 @@ def wish_of_fleet(  # noqa: PLR0913
     """Enough replicas for the load that is to be expected within a cold start, more where that is
     cheaper, fewer once nobody has needed them for as long as a start costs in idle energy (the
     break-even rule of ski rental: at most twice what a clairvoyant would pay)."""
-    tables: dict[int, Capability] = {}
+    tables: dict[tuple[int, float | None], Capability] = {}
 
     def known_of(replicas: int) -> Capability:
-        pool = pool_of(replicas)
-        if pool not in tables:
-            tables[pool] = capability(model, memory, settings, options, pool)
-        return tables[pool]
+        shared = settings.bounds.shared_by(replicas * model.power.num_devices)
+        key = (pool_of(replicas), shared.max_limit_watts)
+        if key not in tables:
+            under = settings if shared is settings.bounds else replace(settings, bounds=shared)
+            tables[key] = capability(model, memory, under, options, key[0])
+        return tables[key]
 
     known = known_of(observation.pool_replicas)
     bounds, present = settings.bounds, view.present
@@ -182,8 +185,16 @@ def wish_of_fleet(  # noqa: PLR0913
         target=replace(present, num_replicas=wanted),
         reason=reason,
         memory=memory,
-        notes=(_note(now, memory, need),),
+        notes=(_note(now, memory, need), *_budget_notes(bounds, need)),
     )
+
+
+def _budget_notes(bounds: Bounds, need: int) -> tuple[str, ...]:
+    """What a power budget costs, said where it does."""
+    if bounds.fleet_budget_watts is None or need < bounds.max_replicas:
+        return ()
+    fed = f"{bounds.fleet_budget_watts:g} W feed no more than {bounds.max_replicas} replicas"
+    return (f"power budget: {fed}, so the SLO may break",)
 
 
 def needing(  # noqa: PLR0913

@@ -76,3 +76,35 @@ def test_what_is_asked_for_is_brought_under_it(watts):
     point = OperatingPoint(num_replicas=1, max_num_active_seqs=8, power_limit_watts=watts)
     chosen = clamp(point, replace(point, power_limit_watts=None), under(350.0).bounds)
     assert chosen.power_limit_watts <= 350.0
+
+
+def test_a_fleet_shares_its_budget_evenly_and_keeps_it_whatever_its_size():
+    bounds = replace(SETTINGS.bounds, fleet_budget_watts=2000.0)
+    assert bounds.shared_by(4).max_limit_watts == 500.0
+    assert bounds.shared_by(3).max_limit_watts == 660.0  # in steps of 10 W
+    assert bounds.shared_by(1000).max_limit_watts == 200.0  # no lower than the lowest
+    assert replace(bounds, max_limit_watts=300.0).shared_by(4).max_limit_watts == 300.0
+    assert SETTINGS.bounds.shared_by(4) is SETTINGS.bounds
+    assert bounds.affordable(1).max_replicas == 10
+    assert bounds.affordable(4).max_replicas == 2
+    assert replace(bounds, min_replicas=5).affordable(4).max_replicas == 5
+    assert SETTINGS.bounds.affordable(1).max_replicas == 64
+
+
+@given(st.floats(1.0, 80.0), st.integers(1, 20), st.floats(600.0, 9000.0))
+def test_no_fleet_takes_more_replicas_than_its_budget_feeds(rate, replicas, budget):
+    bounds = replace(SETTINGS.bounds, fleet_budget_watts=budget).affordable(1)
+    decision, _ = fleet(100.0, replicas, rate, settings=replace(SETTINGS, bounds=bounds))
+    assert 1 <= decision.chosen.num_replicas <= max(int(budget // LIMITS[0]), 1)
+
+
+def test_a_tight_budget_is_met_by_more_and_slower_replicas():
+    def wanted(budget):
+        bounds = replace(SETTINGS.bounds, fleet_budget_watts=budget)
+        return fleet(100.0, 6, 45.0, settings=replace(SETTINGS, bounds=bounds.affordable(1)))[0]
+
+    assert wanted(20_000.0).chosen == fleet(100.0, 6, 45.0)[0].chosen
+    assert wanted(1400.0).chosen.num_replicas > wanted(20_000.0).chosen.num_replicas
+    assert len(wanted(20_000.0).notes) == 1
+    words = "power budget: 1200 W feed no more than 6 replicas, so the SLO may break"
+    assert words in wanted(1200.0).notes

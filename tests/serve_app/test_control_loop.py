@@ -220,6 +220,23 @@ async def test_a_limit_that_does_nothing_gives_way_to_the_clock_that_it_was_to_g
     assert actuator.asked[-1] == Ask(watts=300.0)
 
 
+async def test_each_replica_keeps_its_share_of_the_fleets_power_budget(limited):
+    loop, replica, actuator = limited
+    power = {"actuator": "agent", "fleet_budget_watts": 1800.0}
+    replica.base = parse_energy({"power": power}, "f")
+
+    async def share(pool):
+        replica.pool_replicas = pool
+        await loop.tick()
+        await loop.tick()
+        return replica.policy.seen[-1][1].bounds.max_limit_watts
+
+    assert await share(None) == 300.0  # the lowest limit, until it is known who shares
+    assert await share(4) == 450.0
+    assert await share(1) == 1800.0
+    assert replica.control_settings().bounds.max_limit_watts is None  # what the fleet is told
+
+
 async def test_limits_that_cannot_be_set_are_not_offered_and_the_tick_goes_on(limited, rig):
     loop, replica, actuator = limited
     actuator.state = replace(actuator.state, reason="the GPU has fallen off the bus")

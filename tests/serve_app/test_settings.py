@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"slo": {"ttft_ms": -5}}, "f.yaml: energy.slo.ttft_ms: Input should be greater than 0"),
         ({"meter": {"estimated": {"watts": 1}}}, "unknown key (allowed: watts_per_busy_core, idle"),
         ({"power": {"actuator": "dcgm"}}, "energy.power.actuator: Input should be 'none', 'agent'"),
+        ({"power": {"fleet_budget_watts": 9000}}, "energy.power: Value error, fleet_budget_watts"),
         (
             {"model_correction": {"max": 3}},
             "model_correction.max: unknown key (allowed: enabled, max_ratio, refit_ratio, refit_",
