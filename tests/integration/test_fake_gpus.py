@@ -38,7 +38,7 @@ from serve_app.bench.options import BenchOptions
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(560)]
 LOAD_S = float(os.environ.get("JOULESERVE_FLEET_LOAD_S", "60"))
-LIMITS_LOAD_S = 30.0  # for each of two modes
+LIMITS_LOAD_S = 24.0  # for each of two modes
 TICKS_S = 2.0  # some ticks of the replicas (0.5 s each) and their way to the ledger
 HELD_WATTS = 150  # at the loss: what its last, open interval costs at most is known
 FAILOVER_S = 5.0  # until Serve sends no request to a replica that was killed

@@ -16,7 +16,7 @@ from fake_nvml import FakeNvml, uuid_of
 from policies.core.errors import ActuationError
 from serve_app.power_agent.client import AgentClient
 
-POINTS, WORLDS = 200, 6
+POINTS, WORLDS = 200, 8
 TTL_S, GRACE_S = 1.0, 2.0
 SUPERVISOR_S = 0.2  # systemd's RestartSec
 REPLICA = Path(__file__).with_name("restless_replica.py")
