@@ -11,9 +11,8 @@ class NoLimits:
     """A `PowerActuator` for replicas whose limits nobody is to set; `reason`: why nobody can,
     where the configuration says that somebody shall."""
 
-    name = "none"
-
     def __init__(self, reason: str | None = None) -> None:
+        self.name = "none" if reason is None else "unavailable"
         self._reason = reason
 
     def ask(self, ask: Ask) -> LimitState:

@@ -62,9 +62,15 @@ class ReplicaLimit:
         return None if at_default and not state.held else state.enforced_watts
 
     def over(self, bounds: Bounds) -> Bounds:
-        """`bounds` with the limits that can be set now; none where none can."""
+        """`bounds` with the limits that can be set now; none where none can, or where the profile
+        does not know what one does."""
         state = self.state
-        if state is None or not state.available or state.max_watts is None:
+        if (
+            not self._choices_watts
+            or state is None
+            or not state.available
+            or state.max_watts is None
+        ):
             return bounds
         low, high = state.min_watts or 0.0, state.max_watts
         return replace(

@@ -14,6 +14,7 @@ from policies.core.window import Window
 from serve_app.accounting import EnergyAccountant
 from serve_app.actuators.base import Ask, LimitState
 from serve_app.actuators.batch_cap import BatchCap
+from serve_app.actuators.no_limit import NoLimits
 from serve_app.actuators.replica_limit import INERT_TICKS, ReplicaLimit
 from serve_app.control_loop import ControlLoop, Replica
 from serve_app.deciders import Serving, policy_for
@@ -235,6 +236,27 @@ async def test_each_replica_keeps_its_share_of_the_fleets_power_budget(limited):
     assert await share(4) == 450.0
     assert await share(1) == 1800.0
     assert replica.control_settings().bounds.max_limit_watts is None  # what the fleet is told
+
+
+async def test_a_budget_without_a_profile_of_limits_holds_and_is_not_planned_with(rig):
+    loop, replica, *_ = rig
+    actuator = Limits()
+    actuator.state = replace(actuator.state, max_watts=450.0, capped=True)
+    replica.limit = ReplicaLimit(actuator)
+    await loop.tick()
+    await loop.tick()
+    assert replica.policy.seen[-1][1].bounds.limits == (None,)
+    assert actuator.asked[-1] == Ask(watts=450.0)
+
+
+async def test_limits_that_nobody_can_set_though_somebody_shall_are_told(rig, caplog):
+    loop, replica, _, metrics, _ = rig
+    replica.limit = ReplicaLimit(NoLimits("no GPU of this replica is metered"))
+    await loop.tick()
+    assert "unavailable: no GPU of this replica is metered" in caplog.text
+    assert replica.limit.row()["actuator"] == "unavailable"
+    value = metrics.registry.get_sample_value
+    assert value("jouleserve_power_limit_available", LABELS) == 0.0
 
 
 async def test_limits_that_cannot_be_set_are_not_offered_and_the_tick_goes_on(limited, rig):
