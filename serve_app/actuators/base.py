@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-SAME_WATTS = 0.5
+from serve_app.actuators.power_limit import SAME_WATTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

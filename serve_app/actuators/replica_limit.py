@@ -11,7 +11,7 @@ from typing import Any
 from policies.core.types import Bounds
 from serve_app.actuators.base import Ask, LimitState, PowerActuator
 from serve_app.actuators.no_limit import Advisory
-from serve_app.actuators.power_limit import LOWEST_MHZ
+from serve_app.actuators.power_limit import LOWEST_MHZ, SAME_WATTS
 
 INERT_RATIO = 0.97  # of the limit: what draws less is not held back by it
 INERT_TICKS = 10  # in a row, before the clock is locked instead
@@ -57,7 +57,7 @@ class ReplicaLimit:
         if state is None or state.enforced_watts is None:
             return None
         at_default = state.default_watts is not None and (
-            state.enforced_watts >= state.default_watts - 0.5
+            state.enforced_watts >= state.default_watts - SAME_WATTS
         )
         return None if at_default and not state.held else state.enforced_watts
 

@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 from policies.core.errors import ActuationError, ActuationRefused, MeterError
 from serve_app.actuators.base import Ask, LimitState, inside, state_of
+from serve_app.actuators.power_limit import LOWEST_MHZ, same
 from serve_app.nvml_library import Nvml
 
 SOCKET = Path("/run/zeusd/zeusd.sock")
@@ -68,7 +69,7 @@ class ZeusdLimits:
                 self._command("reset_gpu_locked_clocks", self._uuids)
             else:
                 top = ask.clock_mhz
-                clocks = {"min_clock_mhz": min(210, top), "max_clock_mhz": top}
+                clocks = {"min_clock_mhz": min(LOWEST_MHZ, top), "max_clock_mhz": top}
                 self._command("set_gpu_locked_clocks", self._uuids, **clocks)
             self._clock_mhz = ask.clock_mhz
 
@@ -91,7 +92,7 @@ class ZeusdLimits:
                     "limit_watts": watts,
                     "enforced_watts": watts,
                     "found_watts": self._found.get(uuid),
-                    "drift_watts": watts if ours is not None and abs(watts - ours) > 0.5 else None,
+                    "drift_watts": watts if ours is not None and not same(watts, ours) else None,
                     "clock_mhz": self._clock_mhz,
                 }
             )

@@ -50,12 +50,12 @@ GPU_POD = (
     "container env: [{name: NVIDIA_DRIVER_CAPABILITIES, value: 'compute,utility'}]",
 )
 
+AGENT_GROUP = 'sudo usermod --append --groups jouleserve "$USER"   # then log in anew'
 AGENT_START = (
     "sudo groupadd --system jouleserve",
     "sudo jouleserve power-agent --group jouleserve   # or configs/systemd/",
-    'sudo usermod --append --groups jouleserve "$USER"   # then log in anew',
+    AGENT_GROUP,
 )
-AGENT_GROUP = 'sudo usermod --append --groups jouleserve "$USER"   # then log in anew'
 AGENT_POD = (
     "kubectl apply -f configs/kubernetes/power-agent.yaml",
     "pod volumes: [{name: power, hostPath: {path: /run/jouleserve, type: Directory}}]",

@@ -49,7 +49,7 @@ class NodeGpu:
     _gpu: GpuPowerLimit | None = field(default=None, repr=False)
 
     def open(self, nvml: Nvml) -> GpuPowerLimit:
-        """The GPU, opened anew where it was lost. ActuationRefused: MIG is on; ActuationError."""
+        """The GPU, opened anew where it was lost. ActuationError."""
         if self._gpu is None:
             gpu = GpuPowerLimit(nvml, self.uuid)
             self.name = gpu.label.removesuffix(f" {self.uuid}")
