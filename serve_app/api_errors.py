@@ -15,7 +15,8 @@ from starlette.exceptions import HTTPException
 
 from serve_app.engine.ray_server import FATAL_ENGINE_ERRORS, OpenAIHTTPException
 
-_RETRY_AFTER_S = 2.0
+RETRY_AFTER_S = 2.0
+OVER_BUDGET = "over_power_budget"
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -43,7 +44,7 @@ def retry_later(error: Exception) -> RetryLater | None:
     translated before they reach the application.
     """
     if isinstance(error, BackPressureError):
-        after_s = error.retry_after_s or _RETRY_AFTER_S
+        after_s = error.retry_after_s or RETRY_AFTER_S
         return RetryLater(error.status_code, f"overloaded: {error.message}", "overloaded", after_s)
     if isinstance(error, (DeploymentUnavailableError, RayActorError, *FATAL_ENGINE_ERRORS)):
         return unavailable(error)
@@ -53,7 +54,7 @@ def retry_later(error: Exception) -> RetryLater | None:
 def unavailable(error: Exception) -> RetryLater:
     """503: whoever should answer is gone and will be replaced."""
     message = f"nobody can answer now: {type(error).__name__}"
-    return RetryLater(503, message, "unavailable", _RETRY_AFTER_S)
+    return RetryLater(503, message, "unavailable", RETRY_AFTER_S)
 
 
 async def _http(_: Request, error: Any) -> JSONResponse:
@@ -63,7 +64,15 @@ async def _http(_: Request, error: Any) -> JSONResponse:
     return error_response(error.status_code, str(error.detail), code, error.headers)
 
 
+def over_budget(message: str) -> JSONResponse:
+    """429: the power budget leaves too little for one more request now."""
+    headers = {"Retry-After": str(math.ceil(RETRY_AFTER_S))}
+    return error_response(429, message, OVER_BUDGET, headers)
+
+
 async def _openai(_: Request, error: Any) -> JSONResponse:
+    if error.type == OVER_BUDGET:
+        return over_budget(error.message)
     return error_response(error.status_code, error.message)
 
 

@@ -56,6 +56,7 @@ class Replica:
 
     `hint`: the last decision as far as it was acted on; the router is told its `pack_seqs` and
     `pack_tokens`. `pool_replicas`: how many share the arrivals, None until that is known.
+    `budget_watts`: what budgets leave for each of its GPUs, None = all.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Replica:
     state: ControlState = field(default_factory=ControlState)
     hint: OperatingPoint | None = None
     pool_replicas: int | None = None
+    budget_watts: float | None = None
 
     @property
     def settings(self) -> EnergySettings:
@@ -88,19 +90,19 @@ class Replica:
         else:
             pin = min(pin, capacity)
             bounds = Bounds(min_active_seqs=pin, max_num_seqs=pin)
+        bounds = replace(bounds, fleet_budget_watts=self.settings.power.fleet_budget_watts)
         return self.settings.to_control_settings(self.limit.over(bounds))
 
     def own_settings(self) -> ControlSettings:
         """`control_settings` with this replica's share of the fleet's power budget: as long as
         nobody has told how many share it, the least that there is."""
         settings = self.control_settings()
-        budget_watts = self.base.power.fleet_budget_watts
-        if budget_watts is None or settings.bounds.limits == (None,):
-            return settings
+        bounds = settings.bounds
+        if bounds.limits == (None,):
+            return replace(settings, bounds=replace(bounds, fleet_budget_watts=None))
         gpus = self.model.power.num_devices if self.model is not None else 1
         pool = _UNCOUNTED if self.pool_replicas is None else self.pool_replicas
-        bounds = replace(settings.bounds, fleet_budget_watts=budget_watts).shared_by(pool * gpus)
-        return replace(settings, bounds=bounds)
+        return replace(settings, bounds=bounds.shared_by(pool * gpus))
 
     def observe(self, now_s: float) -> ReplicaObservation:
         """One replica as it is now; percentiles over the engine tap's window."""
@@ -242,7 +244,7 @@ class ControlLoop:
     async def _decide(self) -> None:
         replica = self.replica
         if replica.settings.metering_only:
-            self.last_decision = replica.hint = None
+            self.last_decision = replica.hint = replica.budget_watts = None
             return
         now_s = time.monotonic()
         observation = Observation(
@@ -252,9 +254,9 @@ class ControlLoop:
             requested_replicas=1,
             pool_replicas=replica.pool_replicas or 1,
         )
-        decision, replica.state = replica.policy.decide(
-            observation, replica.state, replica.own_settings(), _FREE
-        )
+        settings = replica.own_settings()
+        replica.budget_watts = settings.bounds.max_limit_watts
+        decision, replica.state = replica.policy.decide(observation, replica.state, settings, _FREE)
         self.last_decision = decision
         active = replica.settings.policy.mode is Mode.ACTIVE
         replica.hint = decision.chosen if active else None

@@ -74,12 +74,12 @@ def read_deployment(path: Path) -> Deployment:
     for application in applications:
         arguments = application.get("args") or {}
         if "energy" in arguments:
-            profile = parse_energy(arguments["energy"], str(path)).profile
-            if profile is not None:
-                find_profile(profile)
+            energy = parse_energy(arguments["energy"], str(path))
+            if energy.profile is not None:
+                find_profile(energy.profile)
             for deployment in application.get("deployments") or []:
                 if str(deployment.get("name", "")).startswith("EnergyLLMServer:"):
-                    parse_live(deployment.get("user_config") or {}, str(path))
+                    parse_live(deployment.get("user_config") or {}, str(path), energy)
         configs += [c for c in arguments.get("llm_configs") or [] if isinstance(c, dict)]
     loading = [c.get("model_loading_config") or {} for c in configs]
     http = data.get("http_options") or {}

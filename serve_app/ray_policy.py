@@ -187,7 +187,7 @@ class EnergyPolicy:
             bounds,
             power_limits_watts=tuple(one for one in self._limits_watts if low <= one <= high),
             max_limit_watts=min(reports.known("max_limit_watts"), default=None),
-            fleet_budget_watts=self._energy.power.fleet_budget_watts,
+            fleet_budget_watts=min(reports.known("fleet_budget_watts"), default=None),
         )
         return found.affordable(self._model.power.num_devices if self._model is not None else 1)
 

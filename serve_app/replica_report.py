@@ -45,6 +45,7 @@ IN_FORCE = (
     "least_limit_watts",
     "most_limit_watts",
     "max_limit_watts",
+    "fleet_budget_watts",
 )
 VALUES = (*SEEN, *IN_FORCE, *(f"{name}_{place}" for name in BINS for place in range(len(WEIGHTS))))
 ALWAYS = ("num_running", "num_waiting", "arrival_rate_per_s", *IN_FORCE[:6], "at_bound")
@@ -78,6 +79,7 @@ def report(
         min(settings.bounds.power_limits_watts, default=None),
         max(settings.bounds.power_limits_watts, default=None),
         settings.bounds.max_limit_watts,
+        settings.bounds.fleet_budget_watts,
     ]
     for name in BINS:
         bins: Sequence[float] | None = getattr(observation, name)

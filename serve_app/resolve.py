@@ -24,15 +24,15 @@ def resolve_file(path: Path) -> dict[str, Any]:
 def _application(application: dict[str, Any], path: Path) -> dict[str, Any]:
     if application.get("import_path") != IMPORT_PATH:
         return application
+    arguments = application.get("args") or {}
+    energy = parse_energy(arguments["energy"], str(path)) if "energy" in arguments else None
     for deployment in application.get("deployments") or []:
         if str(deployment.get("name", "")).startswith("EnergyLLMServer:"):
-            parse_live(deployment.get("user_config") or {}, str(path))
-    return {**application, "args": _arguments(application.get("args") or {}, path)}
+            parse_live(deployment.get("user_config") or {}, str(path), energy)
+    return {**application, "args": _arguments(arguments, path)}
 
 
 def _arguments(arguments: dict[str, Any], path: Path) -> dict[str, Any]:
-    if "energy" in arguments:
-        parse_energy(arguments["energy"], str(path))  # before the slow imports
     from serve_app.app import SOURCE, equip_all
 
     try:

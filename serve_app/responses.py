@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from serve_app.api_errors import over_budget
 from serve_app.request_log.call import Call
 from serve_app.request_log.replica import ReplicaRequests
 
@@ -65,11 +66,17 @@ class EnergyMiddleware:
     """ASGI layer for Ray's direct streaming and plain vLLM, where no handler of ours is called."""
 
     def __init__(
-        self, app: Any, *, energy_of: EnergyOf, requests: ReplicaRequests | None = None
+        self,
+        app: Any,
+        *,
+        energy_of: EnergyOf,
+        requests: ReplicaRequests | None = None,
+        refusal: Callable[[], str | None] | None = None,
     ) -> None:
         self.app = app
         self._energy_of = energy_of
         self._requests = requests
+        self._refusal = refusal
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or not str(scope["path"]).endswith(_METERED_PATHS):
@@ -79,8 +86,10 @@ class EnergyMiddleware:
             await self.app(scope, receive, _Sender(send, self._energy_of).send)
             return
         call, scope, receive = await self._requests.arrive_asgi(scope, receive)
+        refused = self._refusal() if self._refusal is not None else None
+        app = self.app if refused is None else over_budget(refused)
         with self._requests.follow(call):
-            await self.app(scope, receive, _Sender(send, self._energy_of, call).send)
+            await app(scope, receive, _Sender(send, self._energy_of, call).send)
 
 
 class _Sender:

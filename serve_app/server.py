@@ -21,6 +21,7 @@ from policies.core.types import ReplicaObservation
 from policies.core.window import Window
 from policies.model.fitted import FittedModel
 from serve_app.actuators.batch_cap import BatchCap
+from serve_app.admission import error_of, refusal
 from serve_app.control_loop import ControlLoop, Replica
 from serve_app.deciders import Serving, policy_for
 from serve_app.engine import ray_server
@@ -133,14 +134,33 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
     async def chat(self, request: Any, raw_request_info: Any = None) -> Any:
         """Ray's chat, with energy in the answer."""
         call = self._requests.arrive(request, raw_request_info)
+        refused = self._refusal()
+        if refused is not None:
+            return self._refusing(refused, call.named("chatcmpl", request))
         answers = await super().chat(request, raw_request_info)
         return self._metered(answers, call.named("chatcmpl", request))
 
     async def completions(self, request: Any, raw_request_info: Any = None) -> Any:
         """Ray's completions, with energy in the answer."""
         call = self._requests.arrive(request, raw_request_info)
+        refused = self._refusal()
+        if refused is not None:
+            return self._refusing(refused, call.named("cmpl", request))
         answers = await super().completions(request, raw_request_info)
         return self._metered(answers, call.named("cmpl", request))
+
+    def _refusal(self) -> str | None:
+        """Why a request is not taken now; None = it is."""
+        refused = refusal(self._replica)
+        if refused is not None:
+            self._replica.recorder.refused()
+        return refused
+
+    async def _refusing(self, message: str, call: Call) -> AsyncGenerator[Any, None]:
+        with self._requests.follow(call):
+            answer = error_of(message)
+            call.answered(answer)
+            yield answer
 
     async def _metered(
         self, answers: AsyncGenerator[Any, None], call: Call
@@ -175,7 +195,11 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         """Direct streaming: vLLM's own app behind our middleware and routes."""
         app = await super().__serve_build_asgi_app__()
         ray_server.add_middleware(
-            app, EnergyMiddleware, energy_of=self._energy_of, requests=self._requests
+            app,
+            EnergyMiddleware,
+            energy_of=self._energy_of,
+            requests=self._requests,
+            refusal=self._refusal,
         )
         ray_server.add_application_routes(app, self.ledger_view)
         return app
@@ -186,7 +210,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         """Ray's lightweight update: the live settings. Bad ones are refused, visibly, and those in
         force stay: raising would make Ray stop the replica."""
         try:
-            self._replica.live = parse_live(user_config or {}, "serve config")
+            self._replica.live = parse_live(user_config or {}, "serve config", self._replica.base)
             self._refused = None
         except ConfigError as error:
             self._refused = str(error)

@@ -82,6 +82,9 @@ class MeterSettings(_Strict):
     estimated: EstimatedMeterSettings = EstimatedMeterSettings()
 
 
+_NO_KEEPER = "fleet_budget_watts needs an actuator: agent, nvml or zeusd"
+
+
 class PowerSettings(_Strict):
     """Who sets GPU power limits (docs/power-limits.md). `none`: nobody. `agent`: the node's power
     agent. `nvml`: this process, which must be root. `zeusd`: the daemon of the Zeus project."""
@@ -98,6 +101,10 @@ class PowerSettings(_Strict):
     fleet_budget_watts: float | None = Field(
         default=None, gt=0, description="what the limits of all GPUs may sum up to"
     )
+    over_budget: Literal["queue", "refuse"] = Field(
+        default="queue",
+        description="requests whose first token a budget would delay beyond the SLO: wait, or 429",
+    )
     lock_clocks: bool = Field(
         default=False, description="where a limit does nothing, lock the clock that it was to give"
     )
@@ -105,7 +112,7 @@ class PowerSettings(_Strict):
     @model_validator(mode="after")
     def _somebody_keeps_the_budget(self) -> Self:
         if self.fleet_budget_watts is not None and self.actuator == "none":
-            raise ValueError("fleet_budget_watts needs an actuator: agent, nvml or zeusd")
+            raise ValueError(_NO_KEEPER)
         return self
 
 
@@ -173,18 +180,30 @@ class LiveSLO(_Strict):
 class LiveSettings(_Strict):
     """`user_config` of the LLM deployment: what may change without restarting an engine.
 
-    `max_num_active_seqs` pins the batch cap; without it the policy moves it.
+    `max_num_active_seqs` pins the batch cap; without it the policy moves it. `fleet_budget_watts`
+    and `over_budget`: in place of those under `energy.power`.
     """
 
     slo: LiveSLO = LiveSLO()
     mode: Mode | None = None
     max_num_active_seqs: int | None = Field(default=None, ge=1)
+    fleet_budget_watts: float | None = Field(default=None, gt=0)
+    over_budget: Literal["queue", "refuse"] | None = None
 
     def over(self, base: EnergySettings) -> EnergySettings:
         """The settings in force: `base` with every key of this block that was given."""
         slo = base.slo.model_copy(update=self.slo.model_dump(exclude_none=True))
-        update = {} if self.mode is None else {"mode": self.mode}
-        return base.model_copy(update={"slo": slo, "policy": base.policy.model_copy(update=update)})
+        given = self.model_dump(exclude_none=True)
+        policy: dict[str, Any] = {"mode": self.mode} if self.mode is not None else {}
+        keys = ("fleet_budget_watts", "over_budget")
+        power: dict[str, Any] = {key: given[key] for key in keys if key in given}
+        return base.model_copy(
+            update={
+                "slo": slo,
+                "policy": base.policy.model_copy(update=policy),
+                "power": base.power.model_copy(update=power),
+            }
+        )
 
 
 def parse_energy(data: Any, source: str) -> EnergySettings:
@@ -192,9 +211,12 @@ def parse_energy(data: Any, source: str) -> EnergySettings:
     return parse_model(EnergySettings, data, source, "energy")
 
 
-def parse_live(data: Any, source: str) -> LiveSettings:
-    """`user_config` from plain data. Raises ConfigError."""
-    return parse_model(LiveSettings, data, source, "user_config")
+def parse_live(data: Any, source: str, base: EnergySettings | None = None) -> LiveSettings:
+    """`user_config` from plain data, to go over `base`. Raises ConfigError."""
+    live = parse_model(LiveSettings, data, source, "user_config")
+    if live.fleet_budget_watts is not None and base is not None and base.power.actuator == "none":
+        raise ConfigError(f"{source}: user_config.fleet_budget_watts: {_NO_KEEPER}")
+    return live
 
 
 def parse_model(model: type[_Model], data: Any, source: str, root: str) -> _Model:

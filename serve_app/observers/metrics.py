@@ -153,7 +153,7 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         name="jouleserve_requests",
         kind="counter",
-        help="Requests by outcome: stop, length, abort, error.",
+        help="Requests by outcome: stop, length, abort, error, refused.",
         labels=("outcome",),
     ),
     MetricSpec(

@@ -40,6 +40,11 @@ class Recorder:
         self._metrics.inc("jouleserve_slo_requests", verdict="failed")
         self._energy(energy)
 
+    def refused(self) -> None:
+        """One request that was not taken: an SLO miss that cost nothing."""
+        self._metrics.inc("jouleserve_requests", outcome="refused")
+        self._metrics.inc("jouleserve_slo_requests", verdict="failed")
+
     def _energy(self, energy: RequestEnergy) -> None:
         m = self._metrics
         m.observe("jouleserve_request_energy_joules", energy.joules)

@@ -3,6 +3,7 @@ busy; `make fidelity` is the measurement."""
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -38,7 +39,11 @@ def test_a_short_load_is_measured_and_simulated_alike(tmp_path: Path):
     assert (run.arrived, run.completed) == (8, 8)
     assert [r.output_tokens for r in run.requests] == [row.output_tokens for row in load.rows]
     gaps = [r.arrival_s - row.arrival_s for r, row in zip(run.requests, load.rows, strict=True)]
-    assert max(gaps) - min(gaps) < 0.5  # sent when planned
+    # Sent when planned. A request or two may wait for a core that something else holds; a load
+    # sent at another pace would be late by seconds, and more with each request.
+    late_s = sorted(gap - min(gaps) for gap in gaps)
+    assert statistics.median(late_s) < 0.25, late_s
+    assert late_s[-1] < 2.0, late_s
     assert run.conditions.yardstick_before_s
     (life,) = run.lives
     assert {r.replica for r in run.requests} == {life.replica}

@@ -31,7 +31,7 @@ from gpu_fleet import (
 )
 from power_loop import load_of, phase, under_the_agent, working
 from prometheus_client.parser import text_string_to_metric_families
-from running_service import BIN, alive, eventually, started
+from running_service import BIN, MODEL, alive, eventually, started
 from serve_checks import PARIS, check_books
 
 from serve_app.bench.options import BenchOptions
@@ -143,6 +143,45 @@ def test_requests_one_after_the_other_go_to_one_replica(fleet):
         list(pool.map(lambda one: service.chat(one, max_tokens=2), together))
     eventually(lambda: sum(answered()) == sum(before) + 16, 15, "all are counted")
     assert min(now - then for then, now in zip(before, answered(), strict=True)) >= 1
+
+
+def test_a_power_budget_comes_live_sends_away_what_it_cannot_serve_and_goes(fleet):
+    """420 W for the fleet, and a target that no request can meet under it."""
+    service, gpus = fleet
+    user = {"fleet_budget_watts": 420.0, "over_budget": "refuse", "slo": {"ttft_ms": 1}}
+    service.chat("Count.", max_tokens=4)  # lengths are known
+    service.put(service.edited(user_config=user))
+
+    def kept():
+        caps = [told["most_watts"] or 700.0 for told in limits_told(service).values()]
+        watts = sorted(gpus.limits())[:2]
+        return watts == [210.0, 210.0] and caps
+
+    eventually(kept, 30, "each replica keeps to its share", every_s=0.5)
+
+    def ask():
+        body = {"model": MODEL, "messages": PARIS, "max_tokens": 4}
+        return service.request("POST", "/v1/chat/completions", body)
+
+    def refused():
+        status, headers, answer = ask()
+        return status == 429 and (headers, answer)
+
+    headers, answer = eventually(refused, 20, "a request is sent away")
+    assert {name.lower(): value for name, value in headers.items()}["retry-after"] == "2"
+    error = json.loads(answer)["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "over_power_budget")
+    assert "the power budget leaves 210 W per GPU" in error["message"]
+    eventually(
+        lambda: service.counted("jouleserve_requests_total", outcome="refused") >= 1, 10, "counted"
+    )
+    service.put(service.edited(user_config={"slo": {"ttft_ms": 1}}))
+    eventually(lambda: ask()[0] == 200, 20, "without the budget it is served, late as it is")
+    in_use = [gpus.uuids.index(row["id"]) for row in gpu_rows(service).values()]
+    eventually(
+        lambda: ask() and max(gpus.limits()[i] for i in in_use) > 210.0, 20, "limits rise again"
+    )
+    service.put(service.config)
 
 
 @dataclass

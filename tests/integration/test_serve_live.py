@@ -81,7 +81,8 @@ def test_a_wrong_live_update_is_refused_readably_and_the_service_lives(service):
 
     reason = eventually(refused, 20, "the refusal is told")
     assert reason.endswith(
-        "user_config.max_num_active_seqz: unknown key (allowed: slo, mode, max_num_active_seqs)"
+        "user_config.max_num_active_seqz: unknown key (allowed: slo, mode, max_num_active_seqs, "
+        "fleet_budget_watts, over_budget)"
     )
     assert reason in service.log.read_text()
     assert replica(service)["max_num_active_seqs"] == 3  # the settings in force stay

@@ -235,7 +235,13 @@ async def test_each_replica_keeps_its_share_of_the_fleets_power_budget(limited):
     assert await share(None) == 300.0  # the lowest limit, until it is known who shares
     assert await share(4) == 450.0
     assert await share(1) == 1800.0
-    assert replica.control_settings().bounds.max_limit_watts is None  # what the fleet is told
+    told = replica.control_settings().bounds  # what the fleet is told
+    assert (told.max_limit_watts, told.fleet_budget_watts) == (None, 1800.0)
+    replica.live = parse_live({"fleet_budget_watts": 2000}, "f", replica.base)
+    assert await share(4) == 500.0
+    assert replica.control_settings().bounds.fleet_budget_watts == 2000.0
+    replica.live = LiveSettings()
+    assert await share(4) == 450.0
 
 
 async def test_a_budget_without_a_profile_of_limits_holds_and_is_not_planned_with(rig):

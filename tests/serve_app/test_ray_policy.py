@@ -176,12 +176,15 @@ def test_the_budget_and_the_router_of_the_service_reach_the_policy(monkeypatch):
     assert seen[1].options.max_num_batched_tokens == 2048
 
 
-def limits_told(least, most, cap=math.nan, **power):
+def limits_told(least, most, cap=math.nan, budgets=(math.nan, math.nan)):
     """What `_settings` makes of two replicas, the second of which can set these limits."""
-    first = but(told(), least_limit_watts=200.0, most_limit_watts=600.0)
-    second = but(told(), least_limit_watts=least, most_limit_watts=most, max_limit_watts=cap)
+    ours, theirs = ({"fleet_budget_watts": one} for one in budgets)
+    first = but(told(), least_limit_watts=200.0, most_limit_watts=600.0, **ours)
+    second = but(
+        told(), least_limit_watts=least, most_limit_watts=most, max_limit_watts=cap, **theirs
+    )
     profile = load_profile("llama-3.1-8b-instruct@h100").to_dict()
-    policy = EnergyPolicy(settings={"power": power}, profile=profile)
+    policy = EnergyPolicy(profile=profile)
     seen = context([first, second])
     return policy._settings(seen, latest_reports(seen)).bounds
 
@@ -196,11 +199,13 @@ def test_the_limits_that_every_replica_can_set_reach_the_fleets_policy():
 
 
 def test_the_fleets_power_budget_bounds_its_replicas_where_limits_can_be_set():
-    budget = {"actuator": "agent", "fleet_budget_watts": 1200.0}
-    kept = limits_told(300.0, 600.0, **budget)
+    kept = limits_told(300.0, 600.0, budgets=(1200.0, 1200.0))
     assert (kept.fleet_budget_watts, kept.max_replicas) == (1200.0, 4)
-    assert limits_told(100.0, 600.0, **budget).max_replicas == 6
-    lost = limits_told(math.nan, math.nan, **budget)
+    assert limits_told(100.0, 600.0, budgets=(1200.0, 1200.0)).max_replicas == 6
+    # An update is on its way: the stricter one.
+    assert limits_told(100.0, 600.0, budgets=(1400.0, 1000.0)).max_replicas == 5
+    assert limits_told(100.0, 600.0, budgets=(1200.0, math.nan)).max_replicas == 6
+    lost = limits_told(math.nan, math.nan, budgets=(1200.0, 1200.0))
     assert (lost.fleet_budget_watts, lost.max_replicas) == (None, 8)
 
 

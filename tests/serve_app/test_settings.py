@@ -65,6 +65,19 @@ def test_live_settings_override_only_what_they_name():
     assert LiveSettings().over(base) == base
 
 
+def test_a_budget_comes_live_where_somebody_keeps_it():
+    live = {"fleet_budget_watts": 5000, "over_budget": "refuse"}
+    kept = parse_energy({"power": {"actuator": "agent", "fleet_budget_watts": 9000}}, "f")
+    power = parse_live(live, "f", kept).over(kept).power
+    assert (power.fleet_budget_watts, power.over_budget) == (5000.0, "refuse")
+    assert power.actuator == "agent"
+    line = "user_config.fleet_budget_watts: fleet_budget_watts needs an actuator"
+    with pytest.raises(ConfigError, match=line):
+        parse_live(live, "f.yaml", EnergySettings())
+    with pytest.raises(ConfigError, match="user_config.over_budget: Input should be 'queue' or"):
+        parse_live({"over_budget": "drop"}, "f.yaml", kept)
+
+
 def test_a_typo_in_user_config_names_the_choices():
     with pytest.raises(ConfigError, match=r"user_config.slo.tpot: unknown key \(allowed: ttft_ms"):
         parse_live({"slo": {"tpot": 5}}, "f.yaml")
