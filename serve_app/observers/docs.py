@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from serve_app.observers.fleet_metrics import FLEET_LABELS, FLEET_METRICS
 from serve_app.observers.metrics import BASE_LABELS, METRICS, MetricSpec
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
@@ -26,6 +27,16 @@ def render() -> str:
         "| name | type | more labels | meaning |",
         "|---|---|---|---|",
         *(_row(spec) for spec in METRICS),
+        "",
+        "## Of the fleet",
+        "",
+        "From the decisions in Ray's controller, only at `/metrics`. Labels of every metric: "
+        + ", ".join(f"`{label}`" for label in FLEET_LABELS)
+        + ".",
+        "",
+        "| name | type | more labels | meaning |",
+        "|---|---|---|---|",
+        *(_row(spec) for spec in FLEET_METRICS),
         "",
     ]
     return "\n".join(lines)

@@ -163,6 +163,26 @@ METRICS: tuple[MetricSpec, ...] = (
         labels=("verdict",),
     ),
     MetricSpec(
+        name="jouleserve_slo_ttft_seconds",
+        kind="gauge",
+        help="Target in force for the time to first token.",
+    ),
+    MetricSpec(
+        name="jouleserve_slo_tpot_seconds",
+        kind="gauge",
+        help="Target in force for the time per output token.",
+    ),
+    MetricSpec(
+        name="jouleserve_slo_objective_ratio",
+        kind="gauge",
+        help="Share of the requests that must meet both targets.",
+    ),
+    MetricSpec(
+        name="jouleserve_fleet_budget_watts",
+        kind="gauge",
+        help="What the limits of all GPUs of the deployment may sum up to; absent: anything.",
+    ),
+    MetricSpec(
         name="jouleserve_prompt_tokens", kind="counter", help="Prompt tokens of answered requests."
     ),
     MetricSpec(name="jouleserve_output_tokens", kind="counter", help="Output tokens generated."),

@@ -55,6 +55,14 @@ class Recorder:
         """Gaps between two tokens; told to the metrics on the next tick, all at once."""
         self._gaps_s += gaps_s
 
+    def targets(self, slo: SLO, fleet_budget_watts: float | None) -> None:
+        """What is in force now: targets and the fleet's power budget."""
+        m = self._metrics
+        m.set("jouleserve_slo_ttft_seconds", slo.ttft_s)
+        m.set("jouleserve_slo_tpot_seconds", slo.tpot_s)
+        m.set("jouleserve_slo_objective_ratio", slo.percentile)
+        m.set("jouleserve_fleet_budget_watts", fleet_budget_watts)
+
     def tick(self, accountant: EnergyAccountant, seen: ReplicaObservation) -> None:
         """The state after a meter window. Gauges are set every tick: Ray drops silent ones."""
         m = self._metrics
