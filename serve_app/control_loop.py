@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -32,12 +33,15 @@ from policies.core.types import (
 from policies.core.window import Window
 from policies.model.drift import Assessment, Verdict
 from policies.model.fitted import FittedModel
+from policies.model.online import Correction
 from serve_app.accounting import EnergyAccountant
 from serve_app.actuators.base import LimitState
 from serve_app.actuators.batch_cap import BatchCap
 from serve_app.actuators.no_limit import NoLimits
 from serve_app.actuators.replica_limit import ReplicaLimit
 from serve_app.deciders import Serving, policy_for
+from serve_app.decisions.feed import Asked, Changes, record_of
+from serve_app.decisions.record import Record
 from serve_app.engine.tap import EngineState
 from serve_app.live_model import LiveModel
 from serve_app.observers.recorder import Recorder
@@ -47,6 +51,7 @@ from serve_app.simulator.attainable import attainable_prompt_tokens
 log = logging.getLogger("ray.serve")
 
 _UNCOUNTED = 1 << 20
+_UNPUBLISHED = 64
 _FREE = frozenset({Knob.MAX_NUM_ACTIVE_SEQS, Knob.POWER_LIMIT, Knob.PACK_SEQS})
 
 
@@ -56,7 +61,8 @@ class Replica:
 
     `hint`: the last decision as far as it was acted on; the router is told its `pack_seqs` and
     `pack_tokens`. `pool_replicas`: how many share the arrivals, None until that is known.
-    `budget_watts`: what budgets leave for each of its GPUs, None = all.
+    `correction`: of the model that `policy` has. `budget_watts`: what budgets leave for each of its
+    GPUs, None = all.
     """
 
     name: str
@@ -71,6 +77,8 @@ class Replica:
     live_model: LiveModel | None = None
     limit: ReplicaLimit = field(default_factory=lambda: ReplicaLimit(NoLimits()))
     serving: Serving = field(default_factory=Serving)
+    deployment: str = ""
+    correction: Correction | None = None
     state: ControlState = field(default_factory=ControlState)
     hint: OperatingPoint | None = None
     pool_replicas: int | None = None
@@ -177,6 +185,8 @@ class ControlLoop:
         self.replica = replica
         self.last_decision: Decision | None = None
         self.assessment: Assessment | None = None
+        self.decided: deque[Record] = deque(maxlen=_UNPUBLISHED)
+        self._changes = Changes()
         self._publish = publish
         self._task: asyncio.Task[None] | None = None
         self._logged: set[str] = set()
@@ -227,8 +237,9 @@ class ControlLoop:
         now_s = time.monotonic()
         live.tick(replica.accountant.windows, now_s)
         if live.enabled:
+            replica.correction = live.correction
             replica.policy = policy_for(
-                replica.base, live.model, correction=live.correction, serving=replica.serving
+                replica.base, live.model, correction=replica.correction, serving=replica.serving
             )
         before, self.assessment = self.assessment, live.assess(now_s)
         replica.recorder.model(live.state, live.correction, self.assessment, live.residual_ratio)
@@ -258,10 +269,28 @@ class ControlLoop:
         )
         settings = replica.own_settings()
         replica.budget_watts = settings.bounds.max_limit_watts
+        asked = Asked(
+            observation=observation,
+            state=replica.state,
+            settings=settings,
+            free=_FREE,
+            correction=replica.correction,
+            serving=replica.serving,
+        )
         decision, replica.state = replica.policy.decide(observation, replica.state, settings, _FREE)
         self.last_decision = decision
+        self._record(decision, asked)
         active = replica.settings.policy.mode is Mode.ACTIVE
         replica.hint = decision.chosen if active else None
+
+    def _record(self, decision: Decision, asked: Asked) -> None:
+        """Keep a new decision until it is published; of those that nobody takes, the last ones."""
+        replica = self.replica
+        if not replica.base.decision_log.enabled or not self._changes.is_new(decision):
+            return
+        owner = (replica.deployment, replica.name)
+        model = replica.live_model.model if replica.live_model is not None else None
+        self.decided.append(record_of(decision, asked, replica.base, model, owner))
 
     async def _actuate(self) -> None:
         """Bring the engine to the wanted cap. A pin by `user_config` wins over the policy; without

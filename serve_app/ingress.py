@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import Response
-from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.llm.ingress import OpenAiIngress
@@ -16,22 +14,27 @@ from serve_app.api_errors import retry_later, unavailable
 from serve_app.engine.ray_server import DEFAULT_ENDPOINTS
 from serve_app.ledger import ledger_handle
 from serve_app.responses import error_event
+from serve_app.web import routes
 
 ENDPOINTS: dict[str, Any] = {
     "metrics": lambda app: app.get("/metrics"),
     "application_metrics": lambda app: app.get("/jouleserve/metrics"),
     "application_energy": lambda app: app.get("/jouleserve/energy"),
+    "application_records": lambda app: app.get("/jouleserve/decisions"),
+    "energy_decisions": lambda app: app.get("/energy/decisions"),
+    "energy_data": lambda app: app.get("/energy/data"),
+    "energy_page": lambda app: app.get("/energy"),
+    "energy_asset": lambda app: app.get("/energy/assets/{name}"),
     **DEFAULT_ENDPOINTS,
 }
 
 
 class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types for it
-    """The OpenAI endpoints of Ray, plus `/metrics` and `/jouleserve/energy` for the application."""
+    """The OpenAI endpoints of Ray, plus what the application tells of itself."""
 
     async def metrics(self) -> Response:
         """One scrape URL for all replicas of the application."""
-        text = await _from_ledger("exposition")
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+        return await routes.exposition(_from_ledger)
 
     async def application_metrics(self) -> Response:
         """The same under the name that direct streaming offers too."""
@@ -39,7 +42,27 @@ class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types 
 
     async def application_energy(self) -> Response:
         """The application's books and replicas, as JSON."""
-        return JSONResponse(await _from_ledger("energy"))
+        return await routes.energy(_from_ledger)
+
+    async def application_records(self, last: int = 50) -> Response:
+        """The last decisions, to be replayed."""
+        return await routes.records(_from_ledger, last)
+
+    async def energy_decisions(self, last: int = 50) -> Response:
+        """The last decisions, to be read."""
+        return await routes.decisions(_from_ledger, last)
+
+    async def energy_data(self, last: int = 20) -> Response:
+        """What the page shows."""
+        return await routes.page_data(_from_ledger, last)
+
+    async def energy_page(self) -> Response:
+        """The live page."""
+        return routes.page()
+
+    async def energy_asset(self, name: str) -> Response:
+        """A file of the page."""
+        return routes.asset(name)
 
     async def _get_response(self, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Ray's stream. A replica that is lost after the first event ends it with an error event
@@ -58,10 +81,10 @@ class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types 
             yield [error_event(f"the replica was lost: {type(error).__name__}")]
 
 
-async def _from_ledger(what: str) -> Any:
-    """The ledger's "energy" or "exposition"; while it restarts, the client is told to wait."""
+async def _from_ledger(what: str, *arguments: Any) -> Any:
+    """A view of the ledger; while it restarts, the client is told to wait."""
     try:
         ledger = ledger_handle(serve.get_replica_context().app_name)
-        return await getattr(ledger, what).remote()
+        return await getattr(ledger, what).remote(*arguments)
     except RayActorError as error:
         raise unavailable(error) from error

@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 
+from serve_app.decisions.book import Account, DecisionBook, Key
+from serve_app.decisions.feed import FleetRow
+from serve_app.decisions.settings import DecisionLogSettings
+from serve_app.decisions.words import told
+from serve_app.history import History, Sample
 from serve_app.meters import DeviceReading
+from serve_app.observers.fleet_metrics import fleet_families
 
 _GONE_AFTER_S = 10.0
+_KEPT_REQUESTS = 200
 _KEPT_REPLICAS = 512
 _KEPT_PROFILES = 64
 _END_AFTER_S = 900.0  # without a push: the application is gone, so is its ledger
@@ -36,7 +43,7 @@ class Push:
     summed; None = unavailable), its knobs, its power limit (`ReplicaLimit.row`), what each kind of
     device used (`metered`), the state of each of its devices (`device_rows`), why its last
     `user_config` is not in force, what it knows about its profile (`learned`, for the next
-    replica), and the verdict on it with its reason."""
+    replica), the verdict on it with its reason, and the `requests` that ended since the last."""
 
     deployment: str
     replica: str
@@ -51,6 +58,7 @@ class Push:
     learned: dict[str, Any] | None = None
     model_verdict: str | None = None
     model_reason: str | None = None
+    requests: list[dict[str, Any]] = field(default_factory=list)
 
 
 def device_rows(readings: Iterable[DeviceReading]) -> list[dict[str, Any]]:
@@ -89,9 +97,13 @@ def families_of(registry: CollectorRegistry) -> list[Family]:
 class LedgerState:
     """The ledger without Ray; `now_s` is any monotonic clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, application: str = "application") -> None:
         self._pushes: OrderedDict[str, Push] = OrderedDict()
         self._seen_s: dict[str, float] = {}
+        self._fleet: dict[str, tuple[FleetRow, float]] = {}
+        self._book = DecisionBook(application)
+        self._history = History()
+        self._requests: deque[dict[str, Any]] = deque(maxlen=_KEPT_REQUESTS)
         self._learned: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
 
     def push(self, push: Push, now_s: float) -> None:
@@ -102,6 +114,10 @@ class LedgerState:
         while len(self._pushes) > _KEPT_REPLICAS:
             oldest = min(self._seen_s, key=lambda k: self._seen_s[k])
             del self._pushes[oldest], self._seen_s[oldest]
+        self._requests.extend(push.requests)
+        push.requests.clear()
+        if self._history.due(push.deployment, now_s):
+            self._history.add(push.deployment, self._sample(push.deployment, now_s), now_s)
         if push.learned is not None:
             about = (push.deployment, str(push.learned.get("profile")))
             self._learned[about] = push.learned
@@ -113,8 +129,103 @@ class LedgerState:
         """What a replica of the deployment last knew about the profile (its fingerprint)."""
         return self._learned.get((deployment, profile))
 
+    def fleet(self, row: FleetRow, now_s: float) -> None:
+        """Take what the fleet tick of a deployment says."""
+        self._fleet[row.deployment] = (row, now_s)
+
+    def fleet_rows(self, now_s: float) -> list[FleetRow]:
+        """Of the deployments whose fleet tick still runs."""
+        rows = self._fleet.values()
+        return [row for row, seen_s in rows if now_s - seen_s <= _GONE_AFTER_S]
+
+    def decide(
+        self,
+        lines: list[str],
+        profiles: dict[str, dict[str, Any]],
+        settings: DecisionLogSettings,
+        now_s: float,
+    ) -> None:
+        """Take decisions that were just made (`Record` as JSON) and the profiles in them."""
+        self._book.take(lines, profiles, settings, lambda key: self._account(key, now_s))
+
+    def decisions(self, last: int, now_s: float) -> list[dict[str, Any]]:
+        """The last decisions, newest first, with what came of them."""
+        return self._book.rows(last, lambda key: self._account(key, now_s))
+
+    def records(self, last: int) -> dict[str, Any]:
+        """The last decisions with all that they were made from, and the profiles."""
+        return self._book.records(last)
+
+    def page(self, last: int, now_s: float) -> dict[str, Any]:
+        """What the page shows: the books and replicas, an hour, decisions, requests."""
+        fleet = [asdict(row) for row in self.fleet_rows(now_s)]
+        for row in fleet:
+            del row["decisions"]
+        return {
+            "time_utc_s": time.time(),
+            "energy": self.energy(now_s),
+            "fleet": fleet,
+            "history": self._history.rows(),
+            "decisions": [told(row) for row in self.decisions(last, now_s)],
+            "requests": list(self._requests)[::-1][:last],
+        }
+
+    def _sample(self, deployment: str, now_s: float) -> Sample:
+        """A deployment as it is now."""
+        alive = [
+            push
+            for key, push in self._pushes.items()
+            if push.deployment == deployment and self._alive(key, now_s)
+        ]
+        account = self._account((deployment, None), now_s)
+        asked = [row for row in self.fleet_rows(now_s) if row.deployment == deployment]
+        draw: dict[str, float] = {}
+        for push in alive:
+            for labels, watts in _samples(push, "jouleserve_power_watts"):
+                draw[labels["device"]] = draw.get(labels["device"], 0.0) + watts
+        return Sample(
+            time_utc_s=time.time(),
+            joules=account.joules if account else None,
+            requests=account.requests if account else 0.0,
+            judged=account.judged if account else 0.0,
+            met=account.met if account else 0.0,
+            replicas=len(alive),
+            requested_replicas=asked[0].requested_replicas if asked else None,
+            running=sum(push.knobs.get("num_running") or 0.0 for push in alive),
+            waiting=sum(push.knobs.get("num_waiting") or 0.0 for push in alive),
+            batch_cap=_mean(push.knobs.get("max_num_active_seqs") for push in alive),
+            limit_watts=_mean(
+                push.limit.get("enforced_watts") for push in alive if push.limit is not None
+            ),
+            draw_watts=draw,
+        )
+
+    def _account(self, key: Key, now_s: float) -> Account | None:
+        """Running totals of a replica, or of all replicas that a deployment has had."""
+        deployment, replica = key
+        mine = [
+            push
+            for push in self._pushes.values()
+            if push.deployment == deployment and replica in {None, push.replica}
+        ]
+        if not mine:
+            return None
+        joules = [sum(push.metered.values()) for push in mine if push.metered]
+        verdicts = [one for push in mine for one in _samples(push, "jouleserve_slo_requests")]
+        return Account(
+            time_s=now_s,
+            joules=sum(joules) if joules else None,
+            requests=sum(
+                value for push in mine for _, value in _samples(push, "jouleserve_requests")
+            ),
+            judged=sum(value for _, value in verdicts),
+            met=sum(value for labels, value in verdicts if labels["verdict"] == "met"),
+        )
+
     def last_push_s(self) -> float | None:
-        return max(self._seen_s.values(), default=None)
+        """When anybody has told anything."""
+        told = [*self._seen_s.values(), *(seen_s for _, seen_s in self._fleet.values())]
+        return max(told, default=None)
 
     def _alive(self, key: str, now_s: float) -> bool:
         return now_s - self._seen_s[key] <= _GONE_AFTER_S
@@ -171,9 +282,27 @@ class LedgerState:
                 family = merged.setdefault(name, Metric(name, documentation, kind))
                 for sample_name, labels, value in samples:
                     family.add_sample(sample_name, labels, value)
+        fleet = fleet_families(self.fleet_rows(now_s))
         registry = CollectorRegistry()
-        registry.register(_Families(list(merged.values())))
+        registry.register(_Families([*merged.values(), *fleet]))
         return bytes(generate_latest(registry))
+
+
+def _samples(push: Push, name: str) -> list[tuple[dict[str, str], float]]:
+    """The samples of one counter or gauge of a replica."""
+    return [
+        (labels, value)
+        for family, _, _, samples in push.families
+        if family == name
+        for sample, labels, value in samples
+        if sample in {name, f"{name}_total"}
+    ]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 class _Families:
@@ -189,8 +318,8 @@ class _Families:
 class Ledger:
     """The actor around `LedgerState`."""
 
-    def __init__(self) -> None:
-        self._state = LedgerState()
+    def __init__(self, application: str = "application") -> None:
+        self._state = LedgerState(application)
         self._born_s = time.monotonic()
         self._me = ray.get_runtime_context().current_actor
         threading.Thread(target=self._watch, daemon=True).start()
@@ -212,6 +341,34 @@ class Ledger:
 
     def learned(self, deployment: str, profile: str) -> dict[str, Any] | None:
         return self._state.learned(deployment, profile)
+
+    def fleet(
+        self,
+        row: FleetRow,
+        lines: list[str],
+        profiles: dict[str, dict[str, Any]],
+        settings: DecisionLogSettings,
+    ) -> None:
+        self._state.fleet(row, time.monotonic())
+        self.decide(lines, profiles, settings)
+
+    def decide(
+        self,
+        lines: list[str],
+        profiles: dict[str, dict[str, Any]],
+        settings: DecisionLogSettings,
+    ) -> None:
+        if lines:
+            self._state.decide(lines, profiles, settings, time.monotonic())
+
+    def page(self, last: int = 20) -> dict[str, Any]:
+        return self._state.page(last, time.monotonic())
+
+    def decisions(self, last: int = 50) -> list[dict[str, Any]]:
+        return self._state.decisions(last, time.monotonic())
+
+    def records(self, last: int = 50) -> dict[str, Any]:
+        return self._state.records(last)
 
     def end_if_unused(self) -> None:
         last_s = self._state.last_push_s() or self._born_s
@@ -236,5 +393,5 @@ def ledger_handle(application: str) -> Any:
             scheduling_strategy="DEFAULT",
             max_restarts=-1,
         )
-        .remote()
+        .remote(application)
     )

@@ -33,6 +33,8 @@ from policies.core.types import (
 from policies.model.fitted import FittedModel
 from policies.model.online import Correction
 from serve_app.deciders import RAY_DEFAULT, Serving, policy_for
+from serve_app.decisions.feed import Asked
+from serve_app.decisions.fleet import FleetReporter
 from serve_app.fleet_reports import NOTHING, Reports, latest_reports
 from serve_app.replica_report import MODES
 from serve_app.settings import parse_energy
@@ -89,6 +91,7 @@ class EnergyPolicy:
         self._last_logged: tuple[Any, ...] = ()
         self._written: tuple[dict[str, Any] | None, ControlState] = (None, ControlState())
         self._asked: tuple[tuple[Correction, Serving], Policy] | None = None
+        self._news = FleetReporter(self._energy, self._model)
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """(wanted replicas, policy state). Never raises, never blocks."""
@@ -105,16 +108,18 @@ class EnergyPolicy:
             reports = NOTHING if asleep else latest_reports(context)
             if not asleep and (context.current_num_replicas == 0 or not reports):
                 return held, state  # starting, or just redeployed: nothing is known yet
-            decision, control = self._decide(context, reports, state, now_s)
+            decision, control, asked = self._decide(context, reports, state, now_s)
             state[_STATE_KEY] = state_to_dict(control)
             self._written = (state[_STATE_KEY], control)
             self._times.add(time.perf_counter() - began_s)
             state[_TIMES_KEY] = asdict(self._times)
             self._wanted = decision.chosen.num_replicas
             self._log(decision, context)
+            self._news.decided(context, decision, asked, self._times.last_s)
         except Exception:
             log.exception("JouleServe policy failed; holding %d replicas", held)
             self._wanted = held
+            self._news.failed(context)
         return self._wanted, state
 
     def _decide(
@@ -123,7 +128,7 @@ class EnergyPolicy:
         reports: Reports,
         state: dict[str, Any],
         now_s: float,
-    ) -> tuple[Decision, ControlState]:
+    ) -> tuple[Decision, ControlState, Asked]:
         observation = observe(context, reports, now_s)
         settings = self._settings(context, reports)
         control = self._control(state)
@@ -135,7 +140,15 @@ class EnergyPolicy:
         tokens = min(reports.known("max_num_batched_tokens"), default=0.0)
         serving = Serving(packed=self._packed, max_num_batched_tokens=int(tokens) or None)
         policy = self._policy(context, correction, serving)
-        return policy.decide(observation, control, settings, _FREE)
+        asked = Asked(
+            observation=observation,
+            state=control,
+            settings=settings,
+            free=_FREE,
+            correction=correction,
+            serving=serving,
+        )
+        return *policy.decide(observation, control, settings, _FREE), asked
 
     def _control(self, state: dict[str, Any]) -> ControlState:
         """The state that was written down; the one it was, where Ray hands back the same."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -24,6 +25,8 @@ from serve_app.actuators.batch_cap import BatchCap
 from serve_app.admission import error_of, refusal
 from serve_app.control_loop import ControlLoop, Replica
 from serve_app.deciders import Serving, policy_for
+from serve_app.decisions.feed import profiles_of
+from serve_app.decisions.log import lines_of
 from serve_app.engine import ray_server
 from serve_app.engine.access import warm_up
 from serve_app.engine.step_link import SOCKET_ENV, StepEvent
@@ -31,7 +34,7 @@ from serve_app.engine.tap import HORIZON_S, STATE, FinishedRequest
 from serve_app.ledger import Push, device_rows, families_of, ledger_handle
 from serve_app.live_model import LiveModel
 from serve_app.observers.metrics import MetricSet
-from serve_app.observers.recorder import Recorder
+from serve_app.observers.recorder import Recorder, ended_row
 from serve_app.packing import STATS_KEY
 from serve_app.replica_hints import RouterHints
 from serve_app.replica_report import report
@@ -41,12 +44,14 @@ from serve_app.request_log.open_requests import Identity
 from serve_app.request_log.replica import ReplicaRequests
 from serve_app.responses import EnergyMiddleware, StreamAnnotator, error_event
 from serve_app.settings import LiveSettings, parse_energy, parse_live
+from serve_app.web.routes import add_routes
 
 log = logging.getLogger("ray.serve")
 
 # In LLMConfig.experimental_configs: {"energy": ..., "profile": ..., "packed": ...}
 SETTINGS_KEY = "jouleserve"
 POOL_EVERY_S = 5.0
+_TOLD_REQUESTS = 50  # per push
 
 
 class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types for it
@@ -95,8 +100,10 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
                 f"{context.app_name} {context.replica_id.unique_id}",
             ),
             serving=serving,
+            deployment=context.deployment,
         )
         self._hints = RouterHints(self._replica)
+        self._ended: deque[dict[str, Any]] = deque(maxlen=_TOLD_REQUESTS)
         self._metrics = recorder.metrics
         self._requests = ReplicaRequests(energy, Identity(**labels), accountant.energy_object)
         self._ledger: Any = None
@@ -126,7 +133,9 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         replica.output_tokens.add(time.monotonic(), float(request.output_tokens))
         replica.accountant.demand.ended(request)
         energy = replica.accountant.finish(request.request_id)
-        replica.recorder.finished(request, energy, replica.settings.slo.to_slo())
+        slo = replica.settings.slo.to_slo()
+        replica.recorder.finished(request, energy, slo)
+        self._ended.append(ended_row(request, energy, replica.name, slo))
         self._requests.finished(request)
 
     # ---- request path
@@ -201,7 +210,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             requests=self._requests,
             refusal=self._refusal,
         )
-        ray_server.add_application_routes(app, self.ledger_view)
+        add_routes(app, self.ledger_view)
         return app
 
     # ---- what others read
@@ -244,9 +253,9 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         stats: dict[str, Any] = await super().record_routing_stats()
         return {**stats, STATS_KEY: self._hints.stats(time.time(), getattr(rank, "rank", None))}
 
-    async def ledger_view(self, what: str) -> Any:
-        """The application's ledger, from any process: "energy" or "exposition"."""
-        return await getattr(self._ledger_actor(), what).remote()
+    async def ledger_view(self, what: str, *arguments: Any) -> Any:
+        """The application's ledger, from any process: "energy", "exposition", "page", ..."""
+        return await getattr(self._ledger_actor(), what).remote(*arguments)
 
     def _ledger_actor(self) -> Any:
         if self._ledger is None:
@@ -262,10 +271,26 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         self._requests.publish(self._metrics)
         try:
             await asyncio.wait_for(self._ledger_actor().push.remote(self._push()), timeout=5.0)
+            self._ended.clear()
+            await asyncio.wait_for(self._publish_decisions(), timeout=5.0)
             await asyncio.wait_for(self._count_pool(), timeout=5.0)
         except Exception:
             self._ledger = None
             raise
+
+    async def _publish_decisions(self) -> None:
+        """Hand the new decisions to the ledger; those that it does not take stay here."""
+        decided = self._loop.decided
+        records = list(decided)
+        if not records:
+            return
+        replica = self._replica
+        model = replica.live_model.model if replica.live_model is not None else None
+        await self._ledger_actor().decide.remote(
+            lines_of(records), profiles_of(model), replica.base.decision_log
+        )
+        for _ in records:
+            decided.popleft()
 
     async def _count_pool(self) -> None:
         """How many replicas share the arrivals, every few seconds: those of this deployment that
@@ -300,6 +325,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             learned=live.kept() if live is not None else None,
             model_verdict=assessment.verdict.value if assessment is not None else None,
             model_reason=assessment.reason if assessment is not None else None,
+            requests=list(self._ended),
         )
 
 

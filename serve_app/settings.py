@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from policies.core.errors import ConfigError
 from policies.core.types import SLO, Bounds, ControlSettings, Mode
 from policies.model.bias import CorrectionSettings
+from serve_app.decisions.settings import DecisionLogSettings
 from serve_app.repository import REPOSITORY
 from serve_app.request_log.settings import RequestLogSettings
 
@@ -150,6 +151,7 @@ class EnergySettings(_Strict):
     power: PowerSettings = PowerSettings()
     model_correction: ModelCorrectionSettings = ModelCorrectionSettings()
     request_log: RequestLogSettings = RequestLogSettings()
+    decision_log: DecisionLogSettings = DecisionLogSettings()
 
     @property
     def metering_only(self) -> bool:

@@ -7,12 +7,8 @@ the direct-streaming flag.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import Response
-from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.common.dict_utils import maybe_apply_llm_deployment_config_defaults
 from ray.llm._internal.common.errors import VLLM_FATAL_ERRORS
@@ -31,7 +27,6 @@ __all__ = [
     "NO_CALLBACK",
     "OpenAIHTTPException",
     "SkipDownload",
-    "add_application_routes",
     "add_middleware",
     "direct_streaming",
     "ingress_options",
@@ -42,7 +37,6 @@ __all__ = [
 
 NO_CALLBACK = CallbackBase  # LLMConfig's default: nothing of the user's
 FATAL_ENGINE_ERRORS = tuple(VLLM_FATAL_ERRORS)  # the engine is dead; Serve replaces the replica
-LedgerView = Callable[[str], Awaitable[Any]]
 
 
 class SkipDownload(CallbackBase):  # type: ignore[misc]  # Ray ships no types for it
@@ -71,15 +65,3 @@ def ingress_options(ingress_cls: Any, llm_configs: list[Any], given: dict[str, A
 def model_cards(llm_configs: list[Any]) -> dict[str, Any]:
     """Model id → the card that /v1/models shows."""
     return {c.model_id: to_model_metadata(c.model_id, c) for c in llm_configs}
-
-
-def add_application_routes(app: Any, ledger_view: LedgerView) -> None:
-    """GET /jouleserve/metrics and /jouleserve/energy: the whole application, from any replica."""
-
-    @app.get("/jouleserve/metrics")  # type: ignore[untyped-decorator]
-    async def metrics() -> Response:
-        return Response(await ledger_view("exposition"), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/jouleserve/energy")  # type: ignore[untyped-decorator]
-    async def energy() -> Response:
-        return JSONResponse(await ledger_view("energy"))

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client.metrics_core import Metric
+
 from serve_app.observers.metrics import MetricSpec
+
+if TYPE_CHECKING:
+    from serve_app.decisions.feed import FleetRow
 
 FLEET_LABELS = ("application", "deployment")
 
@@ -44,3 +52,35 @@ FLEET_METRICS: tuple[MetricSpec, ...] = (
         help="Ticks of the fleet policy that failed; the number of replicas was held.",
     ),
 )
+
+
+def fleet_families(rows: Iterable[FleetRow]) -> list[Metric]:
+    """The metrics of these deployments, one family each; none without a deployment."""
+    rows = list(rows)
+    families = []
+    for spec in FLEET_METRICS if rows else ():
+        family = Metric(spec.name, spec.help, spec.kind)
+        for row in rows:
+            labels = {"application": row.application, "deployment": row.deployment}
+            for more, value in _values(spec.name, row):
+                name = f"{spec.name}_total" if spec.kind == "counter" else spec.name
+                family.add_sample(name, {**labels, **more}, value)
+        families.append(family)
+    return families
+
+
+def _values(name: str, row: FleetRow) -> Iterator[tuple[dict[str, str], float]]:
+    if name == "jouleserve_fleet_decisions":
+        for (reason, moved), count in row.decisions.items():
+            yield {"reason": reason, "moved": str(moved).lower()}, float(count)
+        return
+    value = {
+        "jouleserve_replicas": row.replicas,
+        "jouleserve_requested_replicas": row.requested_replicas,
+        "jouleserve_min_replicas": row.min_replicas,
+        "jouleserve_max_replicas": row.max_replicas,
+        "jouleserve_fleet_decision_seconds": row.decision_s,
+        "jouleserve_fleet_errors": row.errors,
+    }[name]
+    if value is not None:
+        yield {}, float(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from typing import Any
 
 from policies.core.attribution import RequestEnergy
 from policies.core.energy import EnergyBooks
@@ -168,6 +170,24 @@ class Recorder:
     def failed(self, stage: str) -> None:
         """A control tick failed at `stage`."""
         self._metrics.inc("jouleserve_control_errors", stage=stage)
+
+
+def ended_row(
+    request: FinishedRequest, energy: RequestEnergy, replica: str, slo: SLO
+) -> dict[str, Any]:
+    """One answered request for the page. `joules`: None = unavailable."""
+    return {
+        "time_utc_s": time.time(),
+        "request": request.request_id,
+        "replica": replica,
+        "prompt_tokens": request.prompt_tokens,
+        "output_tokens": request.output_tokens,
+        "ttft_s": request.ttft_s,
+        "tpot_s": request.tpot_s,
+        "e2e_s": request.e2e_s,
+        "joules": energy.joules,
+        "verdict": verdict(request, slo),
+    }
 
 
 def verdict(request: FinishedRequest, slo: SLO) -> str:

@@ -139,8 +139,9 @@ def test_a_middleware_can_be_added_to_a_built_app():
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
-    from serve_app.engine.ray_server import add_application_routes, add_middleware
+    from serve_app.engine.ray_server import add_middleware
     from serve_app.responses import EnergyMiddleware
+    from serve_app.web.routes import add_routes
 
     app = FastAPI()
 
@@ -151,10 +152,10 @@ def test_a_middleware_can_be_added_to_a_built_app():
     app.middleware_stack = app.build_middleware_stack()  # as vLLM's build_app leaves it
     add_middleware(app, EnergyMiddleware, energy_of=lambda response: {"of": response})
 
-    async def view(what):
+    async def view(what, *_):
         return {"what": what} if what == "energy" else b"jouleserve_x 1.0\n"
 
-    add_application_routes(app, view)
+    add_routes(app, view)
     client = TestClient(app)
     assert client.post("/v1/completions").json()["energy"] == {"of": "cmpl-1"}
     assert client.get("/jouleserve/energy").json() == {"what": "energy"}

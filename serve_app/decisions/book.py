@@ -1,0 +1,190 @@
+"""The last decisions of an application with what came of them, as its ledger keeps them."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from policies.core.errors import ConfigError
+from serve_app.decisions.log import DecisionLog, outcome_line
+from serve_app.decisions.record import Record, alternatives_of, read_record
+from serve_app.decisions.settings import DecisionLogSettings, decision_log_folder
+
+log = logging.getLogger("ray.serve")
+
+_KEPT = 512
+_KEPT_PROFILES = 16
+Key = tuple[str, str | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """Running totals of one owner: a replica, or all of its deployment. `joules`: None = not
+    metered; `judged`: requests that had a verdict on the SLO, `met` of them held it."""
+
+    time_s: float
+    joules: float | None
+    requests: float
+    judged: float
+    met: float
+
+
+Accounts = Callable[[Key], Account | None]
+
+
+def outcome(before: Account | None, after: Account | None) -> dict[str, Any] | None:
+    """What happened between two accounts; None where one is missing."""
+    if before is None or after is None or after.requests < before.requests:
+        return None
+    requests, judged = after.requests - before.requests, after.judged - before.judged
+    joules = None
+    if before.joules is not None and after.joules is not None:
+        joules = after.joules - before.joules
+    return {
+        "for_s": after.time_s - before.time_s,
+        "joules": joules,
+        "requests": requests,
+        "joules_per_request": joules / requests if joules is not None and requests else None,
+        "attainment_ratio": (after.met - before.met) / judged if judged else None,
+    }
+
+
+class DecisionBook:
+    """Takes lines from whoever decides. What cannot be read is dropped and counted in `refused`."""
+
+    def __init__(self, application: str = "application") -> None:
+        self.profiles: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.refused = 0
+        self._application = application
+        self._records: deque[Record] = deque(maxlen=_KEPT)
+        self._outcomes: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._open: dict[Key, tuple[str, Account | None]] = {}
+        self._log: DecisionLog | None = None
+        self._log_settings: DecisionLogSettings | None = None
+
+    def take(
+        self,
+        lines: list[str],
+        profiles: Mapping[str, dict[str, Any]],
+        settings: DecisionLogSettings,
+        accounts: Accounts,
+    ) -> None:
+        """Decisions that were just made, with the profiles that they refer to."""
+        self._open_log(settings)
+        for fingerprint, data in profiles.items():
+            self.profiles[fingerprint] = data
+            self.profiles.move_to_end(fingerprint)
+            while len(self.profiles) > _KEPT_PROFILES:
+                self.profiles.popitem(last=False)
+            if self._log is not None:
+                self._log.profile(fingerprint, data)
+        for line in lines:
+            try:
+                record = read_record(line)
+            except ConfigError as error:
+                self.refused += 1
+                log.warning("a decision cannot be read: %s", error)
+                continue
+            self._add(record, line, accounts)
+
+    def _add(self, record: Record, line: str, accounts: Accounts) -> None:
+        now = accounts(record.key)
+        if record.key in self._open:
+            before, then = self._open[record.key]
+            came = outcome(then, now)
+            if came is not None:
+                self._outcomes[before] = came
+                while len(self._outcomes) > _KEPT:
+                    self._outcomes.popitem(last=False)
+                if self._log is not None:
+                    self._log.line(outcome_line(before, came))
+        self._open[record.key] = (record.id, now)
+        self._records.append(record)
+        if self._log is not None:
+            self._log.line(line)
+
+    def _open_log(self, settings: DecisionLogSettings) -> None:
+        if settings == self._log_settings:
+            return
+        self._log_settings = settings
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        if not settings.enabled:
+            return
+        folder = decision_log_folder(settings.folder)
+        try:
+            self._log = DecisionLog(folder, self._application, settings.max_bytes)
+        except OSError:
+            log.exception("no decision log in %s", folder)
+
+    def forget(self, key: Key) -> None:
+        """Its owner is gone."""
+        self._open.pop(key, None)
+
+    def rows(self, last: int, accounts: Accounts) -> list[dict[str, Any]]:
+        """The last decisions for people, newest first: the flat decision, the alternatives, and
+        what came of it, up to now where it is still in force."""
+        found = []
+        for record in list(self._records)[::-1][: max(last, 0)]:
+            came = self._outcomes.get(record.id)
+            open_id, then = self._open.get(record.key, ("", None))
+            in_force = open_id == record.id
+            if in_force:
+                came = outcome(then, accounts(record.key))
+            found.append(
+                {
+                    "id": record.id,
+                    "time_utc_s": record.time_utc_s,
+                    "deployment": record.deployment,
+                    "replica": record.replica,
+                    "in_force": in_force,
+                    "slo_ttft_s": record.settings.slo.ttft_s,
+                    "slo_tpot_s": record.settings.slo.tpot_s,
+                    "mode": record.settings.mode.value,
+                    "decision": record.decision,
+                    "alternatives": self._alternatives(record),
+                    "outcome": came,
+                }
+            )
+        return found
+
+    def _alternatives(self, record: Record) -> list[dict[str, Any]]:
+        profile = self.profiles.get(record.profile or "")
+        if profile is None or record.profile is None:
+            return []
+        return _alternatives(_Told(record, profile))
+
+    def records(self, last: int) -> dict[str, Any]:
+        """The last records as they were taken, oldest first, and their profiles."""
+        kept = list(self._records)[-max(last, 0) :] if last > 0 else []
+        used = {record.profile for record in kept}
+        return {
+            "records": [record.model_dump(mode="json") for record in kept],
+            "profiles": {name: data for name, data in self.profiles.items() if name in used},
+        }
+
+
+class _Told:
+    """A record and its profile, told apart by the record's id."""
+
+    __slots__ = ("profile", "record")
+
+    def __init__(self, record: Record, profile: dict[str, Any]) -> None:
+        self.record, self.profile = record, profile
+
+    def __hash__(self) -> int:
+        return hash(self.record.id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Told) and other.record.id == self.record.id
+
+
+@lru_cache(maxsize=_KEPT)
+def _alternatives(told: _Told) -> list[dict[str, Any]]:
+    record = told.record
+    return alternatives_of(record, {str(record.profile): told.profile})
