@@ -1,34 +1,57 @@
-"""`jouleserve explain`: what each replica's power limit is, who set it, and what it does."""
+"""`jouleserve explain`: what was decided and why, and what each replica's power limit does."""
 
 from __future__ import annotations
 
 import json
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from policies.core.errors import ConfigError
 
-PATH = "/jouleserve/energy"
+ENERGY, DECISIONS, RECORDS = "/jouleserve/energy", "/energy/decisions", "/jouleserve/decisions"
 _TIMEOUT_S = 10.0
+_NOT_FOUND = 404
 
 
 def explain(
     url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8000",
     *,
+    last: Annotated[int, typer.Option(min=0, max=512, help="How many decisions.")] = 5,
+    log: Annotated[
+        Path | None, typer.Option(help="A decision log, or its folder, instead of the service.")
+    ] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Decide again from the records; compare bit by bit.")
+    ] = False,
+    key: Annotated[
+        str | None,
+        typer.Option(envvar="JOULESERVE_API_KEY", help="A key that may read energy."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """Show each replica's power limit: asked for, enforced, binding or not, who holds it.
+    """Show the last decisions: on what load, what the model expected of the chosen point and of the
+    best others, what held it back, what came of it; and each replica's power limit.
 
-    Exit status: 0, or 1 where a limit that shall be set cannot be, or another program has set it.
+    Exit status: 0, or 1 where a limit that shall be set cannot be, another program has set it, or a
+    decision was not the same when it was made again.
     """
-    rows = _rows(url)
+    if replay or log is not None:
+        _from_records(url, log, last, key, replay=replay, as_json=as_json)
+        return
+    rows = _limits(url, key)
+    decisions = _ask(url, f"{DECISIONS}?last={last}", key, missing=[])
     if as_json:
-        typer.echo(json.dumps({"replicas": rows}))
+        typer.echo(json.dumps({"replicas": rows, "decisions": decisions}))
     else:
+        from serve_app.cli.decision_tables import show_decisions
+        from serve_app.decisions.words import told
+
         _show(rows)
+        show_decisions([told(row) for row in decisions])
     limits = [row["power_limit"] or {} for row in rows]
     wrong = any(
         (limit.get("actuator") != "none" and not limit.get("available"))
@@ -39,20 +62,59 @@ def explain(
         raise typer.Exit(1)
 
 
-def _rows(url: str) -> list[dict[str, Any]]:
-    try:
-        with urllib.request.urlopen(url.rstrip("/") + PATH, timeout=_TIMEOUT_S) as answer:  # noqa: S310
-            data = json.loads(answer.read())
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise ConfigError(f"--url {url}: {PATH} does not answer: {error}") from None
+def _from_records(
+    url: str, log: Path | None, last: int, key: str | None, *, replay: bool, as_json: bool
+) -> None:
+    """Explain, or decide again, from the records alone."""
+    from serve_app.cli.decision_tables import show_decisions, show_replay
+    from serve_app.decisions.log import Decisions, read_decisions
+    from serve_app.decisions.record import read_record
+    from serve_app.decisions.replay import rows_of, verdicts
+
+    if log is not None:
+        found = read_decisions(log)
+    else:
+        told = _ask(url, f"{RECORDS}?last={last}", key)
+        records = [read_record(json.dumps(one)) for one in told["records"]]
+        found = Decisions(records=records, profiles=told["profiles"])
+    if not replay:
+        rows = rows_of(found, last)
+        if as_json:
+            typer.echo(json.dumps({"decisions": rows}))
+        else:
+            show_decisions(rows)
+        return
+    made = verdicts(found, last)
+    if as_json:
+        typer.echo(json.dumps({"replayed": made}))
+    else:
+        show_replay(made)
+    if any(one["differences"] for one in made):
+        raise typer.Exit(1)
+
+
+def _limits(url: str, key: str | None) -> list[dict[str, Any]]:
+    names = ("deployment", "replica")
     return [
-        {
-            "deployment": one["deployment"],
-            "replica": one["replica"],
-            "power_limit": one.get("power_limit"),
-        }
-        for one in data["replicas"]
+        {**{name: one[name] for name in names}, "power_limit": one.get("power_limit")}
+        for one in _ask(url, ENERGY, key)["replicas"]
     ]
+
+
+def _ask(url: str, path: str, key: str | None, missing: Any = None) -> Any:
+    """The answer of the service; `missing` where it does not know the path. Raises ConfigError."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(url.rstrip("/") + path, headers=headers)  # noqa: S310
+    shown = path.partition("?")[0]
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        if error.code == _NOT_FOUND and missing is not None:
+            return missing
+        raise ConfigError(f"--url {url}: {shown} answers {error.code} {error.reason}") from None
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise ConfigError(f"--url {url}: {shown} does not answer: {error}") from None
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

@@ -50,7 +50,7 @@ COMMANDS: dict[str, Lazy] = {
     "traces": Lazy("serve_app.cli.traces", "List, describe, write and download traces."),
     "workload": Lazy("serve_app.cli.workload", "Describe a trace; fit joules to lengths."),
     "doctor": Lazy("serve_app.cli.doctor", "Say what this host can meter and serve, and why not."),
-    "explain": Lazy("serve_app.cli.explain", "Show each replica's power limit and what it does."),
+    "explain": Lazy("serve_app.cli.explain", "Say what was decided and why; decide it again."),
     "power-agent": Lazy(
         "serve_app.cli.power_agent", "Lease this node's GPU power limits; put back what was found."
     ),

@@ -11,7 +11,8 @@ import pytest
 
 from serve_app.cli import main
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+for name in ("bench", "decisions", "web"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / name))
 
 
 @pytest.fixture
