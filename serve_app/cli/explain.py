@@ -27,6 +27,16 @@ def explain(
     replay: Annotated[
         bool, typer.Option("--replay", help="Decide again from the records; compare bit by bit.")
     ] = False,
+    counterfactual: Annotated[
+        bool,
+        typer.Option(
+            "--counterfactual", help="Simulate the logged load: had the policy (not) been active."
+        ),
+    ] = False,
+    minutes: Annotated[float, typer.Option(min=1.0, help="Of the counterfactual.")] = 30.0,
+    requests: Annotated[
+        Path | None, typer.Option(help="Folder of the request log, if not the default one.")
+    ] = None,
     key: Annotated[
         str | None,
         typer.Option(envvar="JOULESERVE_API_KEY", help="A key that may read energy."),
@@ -39,6 +49,9 @@ def explain(
     Exit status: 0, or 1 where a limit that shall be set cannot be, another program has set it, or a
     decision was not the same when it was made again.
     """
+    if counterfactual:
+        _instead(log, requests, minutes, as_json=as_json)
+        return
     if replay or log is not None:
         _from_records(url, log, last, key, replay=replay, as_json=as_json)
         return
@@ -91,6 +104,26 @@ def _from_records(
         show_replay(made)
     if any(one["differences"] for one in made):
         raise typer.Exit(1)
+
+
+def _instead(log: Path | None, requests: Path | None, minutes: float, *, as_json: bool) -> None:
+    """Simulate what the logs hold under what did not run."""
+    from dataclasses import asdict
+
+    from serve_app.decisions.counterfactual import counterfactual, sentences
+    from serve_app.decisions.log import read_decisions
+    from serve_app.decisions.settings import decision_log_folder
+    from serve_app.request_log.reader import ReadCounts, read_rows
+    from serve_app.settings import request_log_folder
+
+    decisions = read_decisions(log or decision_log_folder())
+    rows = read_rows(requests or request_log_folder(), ReadCounts())
+    found = counterfactual(decisions, rows, minutes)
+    if as_json:
+        typer.echo(json.dumps({"counterfactual": asdict(found)}))
+        return
+    for line in sentences(found):
+        typer.echo(line)
 
 
 def _limits(url: str, key: str | None) -> list[dict[str, Any]]:

@@ -84,6 +84,8 @@ class Service:
         application["args"]["energy"]["profile"] = str(PROFILE)
         self.request_log = folder / "requests"
         application["args"]["energy"]["request_log"] = {"folder": str(self.request_log)}
+        self.decision_log = folder / "decisions"
+        application["args"]["energy"]["decision_log"] = {"folder": str(self.decision_log)}
         options = application["args"]["llm_configs"][0]["deployment_config"]
         options["autoscaling_config"] = {"min_replicas": 1, "max_replicas": 1}
         # Tool calls are off in vLLM until a parser is named.
