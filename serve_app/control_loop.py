@@ -40,6 +40,7 @@ from serve_app.actuators.batch_cap import BatchCap
 from serve_app.actuators.no_limit import NoLimits
 from serve_app.actuators.replica_limit import ReplicaLimit
 from serve_app.deciders import Serving, policy_for
+from serve_app.decisions.approval import Approved
 from serve_app.decisions.feed import Asked, Changes, record_of
 from serve_app.decisions.record import Record
 from serve_app.engine.tap import EngineState
@@ -62,7 +63,7 @@ class Replica:
     `hint`: the last decision as far as it was acted on; the router is told its `pack_seqs` and
     `pack_tokens`. `pool_replicas`: how many share the arrivals, None until that is known.
     `correction`: of the model that `policy` has. `budget_watts`: what budgets leave for each of its
-    GPUs, None = all.
+    GPUs, None = all. `approved`: by an operator, as the ledger last said.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Replica:
     serving: Serving = field(default_factory=Serving)
     deployment: str = ""
     correction: Correction | None = None
+    approved: Approved = field(default_factory=Approved)
     state: ControlState = field(default_factory=ControlState)
     hint: OperatingPoint | None = None
     pool_replicas: int | None = None
@@ -161,6 +163,14 @@ class Replica:
         gpus = sum(one.device.kind == "gpu" for one in windows.devices)
         draw = windows.draw_watts.get("gpu")
         return None if draw is None or not gpus else draw / gpus
+
+    def acted_on(self, decision: Decision | None) -> OperatingPoint | None:
+        """The point to bring this replica to; None = none of ours. In approve mode it is the last
+        one that an operator has approved, whatever has been decided since."""
+        mode = self.settings.policy.mode
+        if decision is None or mode not in {Mode.ACTIVE, Mode.APPROVE}:
+            return None
+        return decision.chosen if mode is Mode.ACTIVE else self.approved.point
 
     def judge_by_settings(self) -> None:
         """Let requests be judged by the SLO in force, and those too long for it not at all."""
@@ -280,13 +290,13 @@ class ControlLoop:
         decision, replica.state = replica.policy.decide(observation, replica.state, settings, _FREE)
         self.last_decision = decision
         self._record(decision, asked)
-        active = replica.settings.policy.mode is Mode.ACTIVE
-        replica.hint = decision.chosen if active else None
+        replica.hint = replica.acted_on(decision)
 
     def _record(self, decision: Decision, asked: Asked) -> None:
         """Keep a new decision until it is published; of those that nobody takes, the last ones."""
         replica = self.replica
-        if not replica.base.decision_log.enabled or not self._changes.is_new(decision):
+        log_is_on = replica.base.decision_log.enabled
+        if not log_is_on or not self._changes.is_new(decision, asked.settings.mode):
             return
         owner = (replica.deployment, replica.name)
         model = replica.live_model.model if replica.live_model is not None else None
@@ -297,8 +307,9 @@ class ControlLoop:
         either the engine runs at its full capacity."""
         replica, decision = self.replica, self.last_decision
         wanted = replica.live.max_num_active_seqs
-        if wanted is None and decision is not None and replica.settings.policy.mode is Mode.ACTIVE:
-            wanted = decision.chosen.max_num_active_seqs
+        acted_on = replica.acted_on(decision)
+        if wanted is None and acted_on is not None:
+            wanted = acted_on.max_num_active_seqs
         in_force = await replica.cap.read()
         if wanted is None:
             wanted = in_force.max_num_seqs
@@ -318,10 +329,11 @@ class ControlLoop:
     async def _limit(self) -> None:
         """Bring the GPUs to the wanted power limit; every tick, since a lease must be renewed."""
         replica, decision = self.replica, self.last_decision
-        active = replica.settings.policy.mode is Mode.ACTIVE and decision is not None
+        acted_on = replica.acted_on(decision)
         before = replica.limit.state
-        wanted = decision.chosen.power_limit_watts if decision is not None else None
-        state = await replica.limit.bring(wanted, active=active)
+        point = acted_on or (decision.chosen if decision is not None else None)
+        wanted = point.power_limit_watts if point is not None else None
+        state = await replica.limit.bring(wanted, active=acted_on is not None)
         if replica.live_model is not None:
             replica.live_model.under(replica.limit.in_force_watts)
         replica.recorder.limit(state, inert=replica.limit.judge(replica.draw_watts_per_gpu()))

@@ -22,6 +22,7 @@ ENDPOINTS: dict[str, Any] = {
     "application_energy": lambda app: app.get("/jouleserve/energy"),
     "application_records": lambda app: app.get("/jouleserve/decisions"),
     "energy_decisions": lambda app: app.get("/energy/decisions"),
+    "application_approve": lambda app: app.post("/jouleserve/approve"),
     "energy_data": lambda app: app.get("/energy/data"),
     "energy_page": lambda app: app.get("/energy"),
     "energy_asset": lambda app: app.get("/energy/assets/{name}"),
@@ -51,6 +52,10 @@ class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types 
     async def energy_decisions(self, last: int = 50) -> Response:
         """The last decisions, to be read."""
         return await routes.decisions(_from_ledger, last)
+
+    async def application_approve(self, approval: routes.Approval) -> Response:
+        """An operator's yes to a decision that waits."""
+        return await routes.approve(_from_ledger, approval)
 
     async def energy_data(self, last: int = 20) -> Response:
         """What the page shows."""

@@ -12,86 +12,27 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import ray
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 
+from serve_app.decisions.approval import Approved, NotApproved
 from serve_app.decisions.book import Account, DecisionBook, Key
 from serve_app.decisions.feed import FleetRow
 from serve_app.decisions.settings import DecisionLogSettings
 from serve_app.decisions.words import told
 from serve_app.history import History, Sample
-from serve_app.meters import DeviceReading
 from serve_app.observers.fleet_metrics import fleet_families
+from serve_app.push import Push, account_of, sample_of
 
 _GONE_AFTER_S = 10.0
 _KEPT_REQUESTS = 200
 _KEPT_REPLICAS = 512
 _KEPT_PROFILES = 64
 _END_AFTER_S = 900.0  # without a push: the application is gone, so is its ledger
-
-Family = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Push:
-    """What one replica says: its identity, its metric families, its books (joules, all devices
-    summed; None = unavailable), its knobs, its power limit (`ReplicaLimit.row`), what each kind of
-    device used (`metered`), the state of each of its devices (`device_rows`), why its last
-    `user_config` is not in force, what it knows about its profile (`learned`, for the next
-    replica), the verdict on it with its reason, and the `requests` that ended since the last."""
-
-    deployment: str
-    replica: str
-    model: str
-    families: list[Family]
-    books: dict[str, float | None]
-    knobs: dict[str, float | None]
-    limit: dict[str, Any] | None = None
-    metered: dict[str, float] = field(default_factory=dict)
-    devices: list[dict[str, Any]] = field(default_factory=list)
-    refused_user_config: str | None = None
-    learned: dict[str, Any] | None = None
-    model_verdict: str | None = None
-    model_reason: str | None = None
-    requests: list[dict[str, Any]] = field(default_factory=list)
-
-
-def device_rows(readings: Iterable[DeviceReading]) -> list[dict[str, Any]]:
-    """Each metered device as the API shows it. `joules`: since the replica's meter opened, up to
-    the last good reading; None = never read. `reason`: why it cannot be read now, else None."""
-    return [
-        {
-            "id": reading.device.id,
-            "kind": reading.device.kind.value,
-            "name": reading.device.name,
-            "joules": reading.last_known_joules,
-            "source": reading.source.value,
-            "reason": reading.reason,
-        }
-        for reading in readings
-    ]
-
-
-def families_of(registry: CollectorRegistry) -> list[Family]:
-    """A registry's content as plain data that travels between processes."""
-    return [
-        (
-            family.name,
-            family.documentation,
-            family.type,
-            [
-                (s.name, dict(s.labels), s.value)
-                for s in family.samples
-                if not s.name.endswith("_created")
-            ],
-        )
-        for family in registry.collect()
-    ]
 
 
 class LedgerState:
@@ -152,6 +93,19 @@ class LedgerState:
         """The last decisions, newest first, with what came of them."""
         return self._book.rows(last, lambda key: self._account(key, now_s))
 
+    def approve(self, decision: str) -> dict[str, Any]:
+        """Let a waiting decision be acted on: `{"approved": its point}`, or `{"error", "status"}`
+        where it cannot be."""
+        try:
+            point = self._book.approvals.approve(self._book.find(decision), time.time())
+        except NotApproved as error:
+            return {"error": str(error), "status": error.status}
+        return {"approved": asdict(point)}
+
+    def approved(self, deployment: str, replica: str) -> Approved:
+        """What operators have approved for a replica and its deployment."""
+        return self._book.approvals.of(deployment, replica)
+
     def records(self, last: int) -> dict[str, Any]:
         """The last decisions with all that they were made from, and the profiles."""
         return self._book.records(last)
@@ -177,49 +131,20 @@ class LedgerState:
             for key, push in self._pushes.items()
             if push.deployment == deployment and self._alive(key, now_s)
         ]
-        account = self._account((deployment, None), now_s)
         asked = [row for row in self.fleet_rows(now_s) if row.deployment == deployment]
-        draw: dict[str, float] = {}
-        for push in alive:
-            for labels, watts in _samples(push, "jouleserve_power_watts"):
-                draw[labels["device"]] = draw.get(labels["device"], 0.0) + watts
-        return Sample(
-            time_utc_s=time.time(),
-            joules=account.joules if account else None,
-            requests=account.requests if account else 0.0,
-            judged=account.judged if account else 0.0,
-            met=account.met if account else 0.0,
-            replicas=len(alive),
-            requested_replicas=asked[0].requested_replicas if asked else None,
-            running=sum(push.knobs.get("num_running") or 0.0 for push in alive),
-            waiting=sum(push.knobs.get("num_waiting") or 0.0 for push in alive),
-            batch_cap=_mean(push.knobs.get("max_num_active_seqs") for push in alive),
-            limit_watts=_mean(
-                push.limit.get("enforced_watts") for push in alive if push.limit is not None
-            ),
-            draw_watts=draw,
-        )
+        account = self._account((deployment, None), now_s)
+        return sample_of(alive, account, asked[0] if asked else None)
 
     def _account(self, key: Key, now_s: float) -> Account | None:
         """Running totals of a replica, or of all replicas that a deployment has had."""
         deployment, replica = key
-        mine = [
-            push
-            for push in self._pushes.values()
-            if push.deployment == deployment and replica in {None, push.replica}
-        ]
-        if not mine:
-            return None
-        joules = [sum(push.metered.values()) for push in mine if push.metered]
-        verdicts = [one for push in mine for one in _samples(push, "jouleserve_slo_requests")]
-        return Account(
-            time_s=now_s,
-            joules=sum(joules) if joules else None,
-            requests=sum(
-                value for push in mine for _, value in _samples(push, "jouleserve_requests")
-            ),
-            judged=sum(value for _, value in verdicts),
-            met=sum(value for labels, value in verdicts if labels["verdict"] == "met"),
+        return account_of(
+            [
+                push
+                for push in self._pushes.values()
+                if push.deployment == deployment and replica in {None, push.replica}
+            ],
+            now_s,
         )
 
     def last_push_s(self) -> float | None:
@@ -288,23 +213,6 @@ class LedgerState:
         return bytes(generate_latest(registry))
 
 
-def _samples(push: Push, name: str) -> list[tuple[dict[str, str], float]]:
-    """The samples of one counter or gauge of a replica."""
-    return [
-        (labels, value)
-        for family, _, _, samples in push.families
-        if family == name
-        for sample, labels, value in samples
-        if sample in {name, f"{name}_total"}
-    ]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are known."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 class _Families:
     """A collector over ready families."""
 
@@ -330,8 +238,12 @@ class Ledger:
             time.sleep(60.0)
             self._me.end_if_unused.remote()
 
-    def push(self, push: Push) -> None:
+    def push(self, push: Push) -> Approved:
         self._state.push(push, time.monotonic())
+        return self._state.approved(push.deployment, push.replica)
+
+    def approve(self, decision: str) -> dict[str, Any]:
+        return self._state.approve(decision)
 
     def energy(self) -> dict[str, Any]:
         return self._state.energy(time.monotonic())

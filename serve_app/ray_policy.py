@@ -28,6 +28,7 @@ from policies.core.types import (
     ControlState,
     Decision,
     Knob,
+    Mode,
     Observation,
 )
 from policies.model.fitted import FittedModel
@@ -113,7 +114,7 @@ class EnergyPolicy:
             self._written = (state[_STATE_KEY], control)
             self._times.add(time.perf_counter() - began_s)
             state[_TIMES_KEY] = asdict(self._times)
-            self._wanted = decision.chosen.num_replicas
+            self._wanted = _acted_on(decision, asked, reports)
             self._log(decision, context)
             self._news.decided(context, decision, asked, self._times.last_s)
         except Exception:
@@ -230,6 +231,16 @@ class EnergyPolicy:
                 **decision_to_dict(decision),
             }
             log.info("jouleserve_fleet_decision %s", json.dumps(line))
+
+
+def _acted_on(decision: Decision, asked: Asked, reports: Reports) -> int:
+    """The replicas to ask Ray for: what was decided, or what an operator has approved last."""
+    settings = asked.settings
+    approved = reports.known("approved_replicas") if settings.mode is Mode.APPROVE else []
+    if not approved:
+        return decision.chosen.num_replicas
+    bounds = settings.bounds
+    return int(min(max(*approved, bounds.min_replicas), bounds.max_replicas))
 
 
 def _ray_default(context: Any, observation: Observation) -> int:

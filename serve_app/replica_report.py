@@ -23,7 +23,7 @@ from policies.core.types import ControlSettings, Mode, ReplicaObservation
 from policies.model.online import Correction
 
 KEY = "jouleserve_report"
-MODES = (Mode.OFF, Mode.ADVISORY, Mode.ACTIVE)
+MODES = (Mode.OFF, Mode.ADVISORY, Mode.APPROVE, Mode.ACTIVE)  # the most careful first
 BINS = ("prompt_bins", "output_bins")
 WHOLE = ("max_num_active_seqs", "pack_seqs", "pack_tokens")
 SEEN = tuple(
@@ -46,6 +46,7 @@ IN_FORCE = (
     "most_limit_watts",
     "max_limit_watts",
     "fleet_budget_watts",
+    "approved_replicas",
 )
 VALUES = (*SEEN, *IN_FORCE, *(f"{name}_{place}" for name in BINS for place in range(len(WEIGHTS))))
 ALWAYS = ("num_running", "num_waiting", "arrival_rate_per_s", *IN_FORCE[:6], "at_bound")
@@ -60,9 +61,10 @@ def report(
     settings: ControlSettings,
     correction: Correction | None = None,
     max_num_batched_tokens: int | None = None,
+    approved_replicas: int | None = None,
 ) -> dict[str, int]:
     """A replica's autoscaling stats; its caps and limits stand in `settings.bounds`. What is None
-    is not known to the reader either."""
+    is not known to the reader either. `approved_replicas`: of the fleet, by an operator."""
     learned = correction or Correction()
     values: list[float | None] = [getattr(observation, name) for name in SEEN]
     values += [
@@ -80,6 +82,7 @@ def report(
         max(settings.bounds.power_limits_watts, default=None),
         settings.bounds.max_limit_watts,
         settings.bounds.fleet_budget_watts,
+        approved_replicas,
     ]
     for name in BINS:
         bins: Sequence[float] | None = getattr(observation, name)

@@ -31,11 +31,12 @@ from serve_app.engine import ray_server
 from serve_app.engine.access import warm_up
 from serve_app.engine.step_link import SOCKET_ENV, StepEvent
 from serve_app.engine.tap import HORIZON_S, STATE, FinishedRequest
-from serve_app.ledger import Push, device_rows, families_of, ledger_handle
+from serve_app.ledger import ledger_handle
 from serve_app.live_model import LiveModel
 from serve_app.observers.metrics import MetricSet
 from serve_app.observers.recorder import Recorder, ended_row
 from serve_app.packing import STATS_KEY
+from serve_app.push import Push, device_rows, families_of
 from serve_app.replica_hints import RouterHints
 from serve_app.replica_report import report
 from serve_app.replica_setup import labels_of, open_accountant, open_limit
@@ -245,6 +246,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             replica.control_settings(),
             live.correction if live else None,
             replica.serving.max_num_batched_tokens,
+            replica.approved.replicas,
         )
 
     async def record_routing_stats(self) -> dict[str, Any]:
@@ -270,7 +272,8 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         """Push this replica's totals to the ledger; a lost ledger is made again next time."""
         self._requests.publish(self._metrics)
         try:
-            await asyncio.wait_for(self._ledger_actor().push.remote(self._push()), timeout=5.0)
+            told = self._ledger_actor().push.remote(self._push())
+            self._replica.approved = await asyncio.wait_for(told, timeout=5.0)
             self._ended.clear()
             await asyncio.wait_for(self._publish_decisions(), timeout=5.0)
             await asyncio.wait_for(self._count_pool(), timeout=5.0)

@@ -47,7 +47,9 @@ class PolicySettings(_Strict):
     """Which policy decides, and how boldly."""
 
     name: Literal["energy_slo", "static", "ray_default"] = "energy_slo"
-    mode: Mode = Field(default=Mode.ACTIVE, description="active | advisory (log only) | off")
+    mode: Mode = Field(
+        default=Mode.ACTIVE, description="active | approve | advisory (log only) | off"
+    )
     min_saving_ratio: float = Field(default=0.03, ge=0, lt=1)
     slo_headroom_ratio: float = Field(default=0.1, ge=0, lt=1)
     dwell_up_s: float = Field(default=5.0, ge=0)

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 TICK_NAME = "energy_slo"
+_HELD = {Mode.APPROVE: "approve: waits for an operator"}
 
 
 class Policy(Protocol):
@@ -86,7 +87,7 @@ def conclude(
 ) -> tuple[Decision, ControlState]:
     """The decision as far as the mode lets it act, and the state with each clock that moved."""
     if settings.mode is not Mode.ACTIVE and decision.moves:
-        note = f"{settings.mode.value}: not acted on"
+        note = _HELD.get(settings.mode, f"{settings.mode.value}: not acted on")
         decision = replace(
             decision,
             chosen=decision.present,

@@ -107,9 +107,11 @@ class Knob(StrEnum):
 
 
 class Mode(StrEnum):
-    """active: decide and act. advisory: decide, log, do not act. off: meter only."""
+    """active: decide and act. approve: decide, and act on what an operator has approved. advisory:
+    decide, log, do not act. off: meter only."""
 
     ACTIVE = "active"
+    APPROVE = "approve"
     ADVISORY = "advisory"
     OFF = "off"
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from policies.core.errors import ConfigError
+from serve_app.decisions.approval import Approvals
 from serve_app.decisions.log import DecisionLog, outcome_line
 from serve_app.decisions.record import Record, alternatives_of, read_record
 from serve_app.decisions.settings import DecisionLogSettings, decision_log_folder
@@ -63,6 +64,7 @@ class DecisionBook:
         self._records: deque[Record] = deque(maxlen=_KEPT)
         self._outcomes: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._open: dict[Key, tuple[str, Account | None]] = {}
+        self.approvals = Approvals()
         self._log: DecisionLog | None = None
         self._log_settings: DecisionLogSettings | None = None
 
@@ -92,6 +94,7 @@ class DecisionBook:
             self._add(record, line, accounts)
 
     def _add(self, record: Record, line: str, accounts: Accounts) -> None:
+        self.approvals.seen(record)
         now = accounts(record.key)
         if record.key in self._open:
             before, then = self._open[record.key]
@@ -122,14 +125,15 @@ class DecisionBook:
         except OSError:
             log.exception("no decision log in %s", folder)
 
-    def forget(self, key: Key) -> None:
-        """Its owner is gone."""
-        self._open.pop(key, None)
+    def find(self, decision: str) -> Record | None:
+        """A kept record by its id."""
+        return next((one for one in self._records if one.id == decision), None)
 
     def rows(self, last: int, accounts: Accounts) -> list[dict[str, Any]]:
         """The last decisions for people, newest first: the flat decision, the alternatives, and
         what came of it, up to now where it is still in force."""
         found = []
+        approved = set(self.approvals.ids().values())
         for record in list(self._records)[::-1][: max(last, 0)]:
             came = self._outcomes.get(record.id)
             open_id, then = self._open.get(record.key, ("", None))
@@ -146,6 +150,7 @@ class DecisionBook:
                     "slo_ttft_s": record.settings.slo.ttft_s,
                     "slo_tpot_s": record.settings.slo.tpot_s,
                     "mode": record.settings.mode.value,
+                    "approved": record.id in approved,
                     "decision": record.decision,
                     "alternatives": self._alternatives(record),
                     "outcome": came,

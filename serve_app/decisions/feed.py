@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from policies.core.control import decision_to_dict
-from policies.core.types import ControlSettings, ControlState, Decision, Knob, Observation
+from policies.core.types import ControlSettings, ControlState, Decision, Knob, Mode, Observation
 from policies.model.fitted import FittedModel
 from policies.model.online import Correction, fingerprint
 from serve_app.deciders import Serving
@@ -49,10 +49,10 @@ class Changes:
         self._last: tuple[Any, ...] | None = None
         self._last_s = 0.0
 
-    def is_new(self, decision: Decision) -> bool:
+    def is_new(self, decision: Decision, mode: Mode = Mode.ACTIVE) -> bool:
         """Whether this one is to be recorded."""
         said = decision.notes[0].partition(" ")[0] if decision.notes else ""
-        key = (decision.chosen, decision.proposed, decision.reason, said)
+        key = (decision.chosen, decision.proposed, decision.reason, said, mode)
         since_s = decision.time_s - self._last_s
         if key == self._last and 0.0 <= since_s < AGAIN_S:
             return False

@@ -28,7 +28,9 @@ class FleetReporter:
         """A tick has decided."""
         self._decisions[decision.reason.value, decision.moves] += 1
         record = None
-        if self._energy.decision_log.enabled and self._changes.is_new(decision):
+        if self._energy.decision_log.enabled and self._changes.is_new(
+            decision, asked.settings.mode
+        ):
             owner = (str(context.deployment_name), None)
             record = record_of(decision, asked, self._energy, self._model, owner)
         self._put(context, record, decision_s)

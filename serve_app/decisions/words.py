@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from policies.core.types import Reason
+from policies.core.types import Mode, Reason
 
 _WHY = {
     Reason.CHEAPEST_FEASIBLE: "the cheapest point that holds the targets",
@@ -32,6 +32,7 @@ def told(row: dict[str, Any]) -> dict[str, Any]:
         "why": why_of(row),
         "expected": expected_of(row),
         "came": outcome_of(row),
+        "waits": waits(row),
     }
     return {**row, "words": words}
 
@@ -41,12 +42,21 @@ def move_of(row: Mapping[str, Any]) -> str:
     found = row["decision"]
     knobs = _FLEET if row["replica"] is None else _REPLICA
     parts = []
+    to = "proposed" if row["mode"] == Mode.APPROVE.value else "chosen"
     for knob in knobs:
-        old, new = found.get(f"present_{knob}"), found.get(f"chosen_{knob}")
+        old, new = found.get(f"present_{knob}"), found.get(f"{to}_{knob}")
         shown = _value(knob, new) if old == new else f"{_value(knob, old)} → {_value(knob, new)}"
         parts.append(f"{_NAMES[knob]} {shown}")
-    changed = any(found.get(f"present_{k}") != found.get(f"chosen_{k}") for k in knobs)
+    changed = any(found.get(f"present_{k}") != found.get(f"{to}_{k}") for k in knobs)
     return ", ".join(parts) if changed else f"stays: {', '.join(parts)}"
+
+
+def waits(row: Mapping[str, Any]) -> bool:
+    """Whether an operator's yes would change something."""
+    found = row["decision"]
+    knobs = _FLEET if row["replica"] is None else _REPLICA
+    wanted = any(found.get(f"present_{k}") != found.get(f"proposed_{k}") for k in knobs)
+    return row["mode"] == Mode.APPROVE.value and wanted and not row.get("approved")
 
 
 def why_of(row: Mapping[str, Any]) -> str:

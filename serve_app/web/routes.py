@@ -14,6 +14,9 @@ from typing import Any
 from fastapi import HTTPException, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from serve_app.api_errors import error_response
 
 View = Callable[..., Awaitable[Any]]  # (method of the ledger, its arguments) → its answer
 
@@ -54,6 +57,20 @@ async def decisions(view: View, last: int = 50) -> Response:
 async def records(view: View, last: int = 50) -> Response:
     """The last decisions with all that they were made from, oldest first, and their profiles."""
     return JSONResponse(await view("records", within(last)))
+
+
+class Approval(BaseModel):
+    """The body of an approval."""
+
+    id: str
+
+
+async def approve(view: View, approval: Approval) -> Response:
+    """Let a waiting decision be acted on; 404, or 409 with the reason."""
+    answer = await view("approve", approval.id)
+    if "error" in answer:
+        return error_response(answer["status"], answer["error"], "not_approved")
+    return JSONResponse(answer)
 
 
 def within(last: int) -> int:
@@ -107,6 +124,10 @@ def add_routes(app: Any, view: View) -> None:
     @app.get("/energy/decisions")  # type: ignore[untyped-decorator]
     async def _decisions(last: int = 50) -> Response:
         return await decisions(view, last)
+
+    @app.post("/jouleserve/approve")  # type: ignore[untyped-decorator]
+    async def _approve(approval: Approval) -> Response:
+        return await approve(view, approval)
 
     @app.get("/energy/data")  # type: ignore[untyped-decorator]
     async def _data(last: int = 20) -> Response:

@@ -85,3 +85,29 @@ def test_every_decision_that_was_made_here_is_made_again_bit_for_bit(service):
     kept = read_decisions(service.decision_log)
     assert {one["id"] for one in made} <= {record.id for record in kept.records}
     assert kept.outcomes
+
+
+def test_in_approve_mode_the_batch_cap_waits_for_a_yes(service):
+    """The policy wants a smaller batch than the engine's; an operator says yes by the id."""
+    service.put(service.edited(user_config={"mode": "approve"}))
+
+    def cap():
+        (row,) = service.energy()["replicas"]
+        return row["max_num_active_seqs"]
+
+    eventually(lambda: cap() == 64, 20, "nothing is acted on")
+
+    def waiting():
+        service.chat("Count.", max_tokens=4)
+        rows = told(service, "/energy/data?last=100")["decisions"]
+        return [row for row in rows if row["replica"] and row["words"]["waits"]]
+
+    row = eventually(waiting, 60, "a decision waits", every_s=1.0)[0]
+    wanted = row["decision"]["proposed_max_num_active_seqs"]
+    assert wanted != 64
+    command = [BIN / "jouleserve", "approve", row["id"], "--url", service.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"at most {wanted} requests at a time" in done.stdout
+    eventually(lambda: cap() == wanted, 15, "what was approved holds")
+    service.put(service.config)

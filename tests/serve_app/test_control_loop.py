@@ -18,6 +18,7 @@ from serve_app.actuators.no_limit import NoLimits
 from serve_app.actuators.replica_limit import INERT_TICKS, ReplicaLimit
 from serve_app.control_loop import ControlLoop, Replica
 from serve_app.deciders import Serving, policy_for
+from serve_app.decisions.approval import Approved
 from serve_app.engine.step_link import StepEvent
 from serve_app.engine.tap import EngineState, FinishedRequest
 from serve_app.live_model import LiveModel
@@ -188,6 +189,27 @@ async def test_without_acting_the_limit_is_given_back(limited, mode):
     assert actuator.asked[-1] == Ask()
     wanted = 300.0 if mode == "advisory" else None
     assert replica.limit.state.asked_watts == wanted
+
+
+async def test_in_approve_mode_only_what_was_approved_is_set(limited):
+    loop, replica, actuator = limited
+    replica.policy.limit_watts = 300.0
+    replica.live = parse_live({"mode": "approve"}, "f")
+    await loop.tick()
+    assert actuator.asked[-1] == Ask()
+    assert replica.cap.in_force.max_num_active_seqs == 64
+    assert replica.hint is None
+    point = OperatingPoint(num_replicas=1, max_num_active_seqs=20, power_limit_watts=500.0)
+    replica.approved = Approved(point=point)
+    replica.policy.cap = 7  # what is wanted since is not what was approved
+    await loop.tick()
+    assert actuator.asked[-1] == Ask(watts=500.0)
+    assert replica.cap.in_force.max_num_active_seqs == 20
+    assert replica.hint == point
+    replica.live = parse_live({"mode": "advisory"}, "f")
+    await loop.tick()
+    assert actuator.asked[-1] == Ask()
+    assert replica.cap.in_force.max_num_active_seqs == 64
 
 
 async def test_a_power_budget_bounds_the_policy_and_holds_where_it_asks_for_all(limited):

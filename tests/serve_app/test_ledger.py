@@ -3,9 +3,10 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve_app.ledger import LedgerState, Push, device_rows, families_of
+from serve_app.ledger import LedgerState
 from serve_app.meters import Device, DeviceKind, DeviceReading, Source
 from serve_app.observers.metrics import METRICS, MetricSet
+from serve_app.push import Push, device_rows, families_of
 
 
 def labels(replica):

@@ -19,13 +19,14 @@ from serve_app.control_loop import ControlLoop, Replica
 from serve_app.deciders import load_profile, policy_for
 from serve_app.engine.step_link import StepEvent
 from serve_app.engine.tap import EngineState
-from serve_app.ledger import LedgerState, Push
+from serve_app.ledger import LedgerState
 from serve_app.live_model import LiveModel
 from serve_app.meter_windows import WindowReader
 from serve_app.meters import Device, DeviceKind, DeviceReading, EnergyMeter, Source
 from serve_app.observers.metrics import MetricSet
 from serve_app.observers.recorder import Recorder
 from serve_app.observers.step_residual import StepResidual
+from serve_app.push import Push
 from serve_app.settings import LiveSettings, ModelCorrectionSettings, parse_energy
 
 MODEL = load_profile("tests/data/planted_cpu_profile.yaml")

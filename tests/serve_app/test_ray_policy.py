@@ -209,6 +209,20 @@ def test_the_fleets_power_budget_bounds_its_replicas_where_limits_can_be_set():
     assert (lost.fleet_budget_watts, lost.max_replicas) == (None, 8)
 
 
+def test_in_approve_mode_the_fleet_has_what_an_operator_said_yes_to():
+    waiting = {"policy": {"mode": "approve"}}
+    load = but(told(rate=9.0), mode=2.0)
+    wanted, state = policy(**waiting)(context([load]))
+    assert wanted == 1
+    assert last_decision(state)["proposed"]["num_replicas"] > 1
+    assert last_decision(state)["notes"][-1] == "approve: waits for an operator"
+    assert policy(**waiting)(context([but(load, approved_replicas=3.0)]))[0] == 3
+    assert policy(**waiting)(context([but(load, approved_replicas=99.0)]))[0] == 8  # Ray's bounds
+    # A yes from before means nothing to a policy that acts by itself.
+    active = but(told(rate=1.0), approved_replicas=3.0)
+    assert policy()(context([active]))[0] == 1
+
+
 def test_advisory_and_off_hold():
     for mode, code in (("advisory", 1.0), ("off", 0.0)):
         values = but(stats(rate=30.0), mode=code)

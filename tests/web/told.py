@@ -11,8 +11,9 @@ from recorded import FLEET, PROFILES, records, seen
 
 from serve_app.decisions.feed import FleetRow
 from serve_app.decisions.settings import DecisionLogSettings
-from serve_app.ledger import LedgerState, Push, families_of
+from serve_app.ledger import LedgerState
 from serve_app.observers.metrics import MetricSet
+from serve_app.push import Push, families_of
 
 DEPLOYMENT = "EnergyLLMServer:m"
 LABELS = {"application": "llm", "deployment": DEPLOYMENT, "replica": "r0", "model": "m"}
