@@ -17,7 +17,7 @@ command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || why "this is 
 
 mkdir -p "$tools" && work=$(mktemp -d "$tools/work.XXXXXX") || why "$tools cannot be written"
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$work"/{lists,cache/archives,debs,root}/partial
+mkdir -p "$work"/{lists,cache/archives}/partial "$work"/{debs,root}
 # Lists and cache of its own: those of the system belong to root.
 options=(-qq -o "Dir::State::lists=$work/lists" -o "Dir::Cache=$work/cache"
   -o Debug::NoLocking=true -o APT::Sandbox::User= -o Acquire::Languages=none
@@ -26,9 +26,15 @@ timeout 120 apt-get "${options[@]}" update >"$work/log" 2>&1 || why "apt-get upd
 (cd "$work/debs" && timeout 120 apt-get "${options[@]}" download "${missing[@]}") >"$work/log" 2>&1 ||
   why "apt-get download failed: $(tail -1 "$work/log")"
 for package in "$work"/debs/*.deb; do
-  dpkg-deb --fsys-tarfile "$package" | tar -x -C "$work/root" --wildcards './usr/bin/*' ||
-    why "$(basename "$package") cannot be unpacked"
+  dpkg-deb -x "$package" "$work/root" || why "$(basename "$package") cannot be unpacked"
 done
+# Debian's Alertmanager has the path of its templates built in: the same below the folder that it is
+# started in, in as many bytes.
+manager=$work/root/usr/bin/prometheus-alertmanager
+[ ! -e "$manager" ] || LC_ALL=C sed -i \
+  's|/usr/share/prometheus/alertmanager|usr/share/prometheus/alertmanager/|g' "$manager"
 # Moved in one by one and whole: a second run beside this one sees a tool or none.
-mkdir -p "$tools/usr/bin" && mv -f "$work"/root/usr/bin/* "$tools/usr/bin/" || why "$tools cannot be written"
+mkdir -p "$tools/usr/bin" "$tools/usr/share/prometheus/alertmanager" &&
+  { [ ! -e "$manager" ] || mv -f "$work"/root/usr/share/prometheus/alertmanager/*.tmpl "$tools/usr/share/prometheus/alertmanager"; } &&
+  mv -f "$work"/root/usr/bin/* "$tools/usr/bin/" || why "$tools cannot be written"
 say "${missing[*]} ready in $tools"
