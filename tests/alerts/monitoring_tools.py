@@ -29,6 +29,11 @@ def need(*names: str) -> str:
     return found
 
 
+def working_folder(program: str) -> Path | None:
+    """Where an unpacked program finds its files (the Alertmanager its templates)."""
+    return FOLDER.parents[1] if Path(program).parent == FOLDER else None
+
+
 def promtool(*arguments: str | Path, **options: object) -> "subprocess.CompletedProcess[str]":
     """Run promtool; what it says is in `stdout` and `stderr`."""
     command = [need("promtool"), *map(str, arguments)]
