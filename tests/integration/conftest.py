@@ -16,9 +16,9 @@ import pytest
 # cluster's calls to this driver would be refused, and its actors be ended with it.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(
-    0, str(Path(__file__).parents[1] / "fakes")
-)  # importlib mode leaves test folders out
+# importlib mode leaves test folders out
+sys.path.insert(0, str(Path(__file__).parents[1] / "fakes"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "alerts"))
 
 from running_service import started
 

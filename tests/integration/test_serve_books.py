@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from monitoring_tools import promtool
 from prometheus_client.parser import text_string_to_metric_families
 from running_service import DEPLOYMENT, MODEL, eventually
 from serve_checks import CHAT, COMPLETIONS, PARIS, check_books, check_energy
@@ -140,14 +139,5 @@ def test_metrics_are_readable_and_hold_no_request_ids(service):
 
 
 def test_promtool_finds_no_fault_in_the_metrics(service):
-    if not shutil.which("promtool"):
-        pytest.skip("promtool is not installed")
-    done = subprocess.run(
-        ["promtool", "check", "metrics"],
-        input=service.metrics(),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = promtool("check", "metrics", input=service.metrics())
     assert done.returncode == 0, done.stdout + done.stderr
