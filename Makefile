@@ -28,11 +28,11 @@ serve: $(STAMP) ## Serve the default model at http://127.0.0.1:8000 (Ctrl-C stop
 	@exec $(BIN)/jouleserve serve serve_config.yaml
 
 test: $(STAMP) ## All tests: those without Ray and vLLM in parallel, then those with them
-	@bash scripts/test_tools.sh
+	@bash scripts/test_tools.sh; bash scripts/test_browser.sh
 	$(BIN)/python -m pytest -m "not ray and not vllm" $(PARALLEL) && $(BIN)/python -m pytest -m "ray or vllm"
 
 test-fast: $(STAMP) ## The quick ones of the tests that start neither Ray nor vLLM
-	@bash scripts/test_tools.sh
+	@bash scripts/test_tools.sh; bash scripts/test_browser.sh
 	$(BIN)/python -m pytest -m "not ray and not vllm and not slow" $(PARALLEL)
 
 check: $(STAMP) ## Linters, types, import rules, generated docs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -15,6 +16,10 @@ from serve_app.engine.ray_server import DEFAULT_ENDPOINTS
 from serve_app.ledger import ledger_handle
 from serve_app.responses import error_event
 from serve_app.web import routes
+
+log = logging.getLogger("ray.serve")
+
+_ATTEMPTS = 2  # a request that kills whoever serves it must not go from one to the next
 
 ENDPOINTS: dict[str, Any] = {
     "metrics": lambda app: app.get("/metrics"),
@@ -70,20 +75,27 @@ class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types 
         return routes.asset(name)
 
     async def _get_response(self, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        """Ray's stream. A replica that is lost after the first event ends it with an error event
-        instead of a broken connection; before it, the client is told to try again later."""
-        started = False
-        try:
-            async for response in super()._get_response(**kwargs):
-                started = started or isinstance(response, list | str)
-                yield response
-        except Exception as error:
-            if not started:
+        """Ray's stream. Where the replica's process or node is lost before the first event, another
+        replica is asked; where none is left, the client is told to try again later. After the first
+        event the stream ends with an error event instead of a broken connection."""
+        for left in reversed(range(_ATTEMPTS)):
+            started = False
+            try:
+                async for response in super()._get_response(**kwargs):
+                    started = True
+                    yield response
+            except Exception as error:
+                if started:
+                    yield [error_event(f"the replica was lost: {type(error).__name__}")]
+                    return
+                if left and isinstance(error, RayActorError):
+                    log.warning("a replica was lost, asking another: %s", type(error).__name__)
+                    continue
                 later = retry_later(error)
                 if later is None:
                     raise
                 raise later from error
-            yield [error_event(f"the replica was lost: {type(error).__name__}")]
+            return
 
 
 async def _from_ledger(what: str, *arguments: Any) -> Any:

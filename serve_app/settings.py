@@ -11,10 +11,10 @@ import os
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, Union
+from typing import Annotated, Any, Literal, Self, TypeVar, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from policies.core.errors import ConfigError
 from policies.core.types import SLO, Bounds, ControlSettings, Mode
@@ -29,6 +29,14 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _off(value: Any) -> Any:
+    """YAML reads a plain `off` as false."""
+    return Mode.OFF if value is False else value
+
+
+_Mode = Annotated[Mode, BeforeValidator(_off)]
 
 
 class SLOSettings(_Strict):
@@ -47,7 +55,7 @@ class PolicySettings(_Strict):
     """Which policy decides, and how boldly."""
 
     name: Literal["energy_slo", "static", "ray_default"] = "energy_slo"
-    mode: Mode = Field(
+    mode: _Mode = Field(
         default=Mode.ACTIVE, description="active | approve | advisory (log only) | off"
     )
     min_saving_ratio: float = Field(default=0.03, ge=0, lt=1)
@@ -189,7 +197,7 @@ class LiveSettings(_Strict):
     """
 
     slo: LiveSLO = LiveSLO()
-    mode: Mode | None = None
+    mode: _Mode | None = None
     max_num_active_seqs: int | None = Field(default=None, ge=1)
     fleet_budget_watts: float | None = Field(default=None, gt=0)
     over_budget: Literal["queue", "refuse"] | None = None

@@ -78,6 +78,13 @@ def test_a_budget_comes_live_where_somebody_keeps_it():
         parse_live({"over_budget": "drop"}, "f.yaml", kept)
 
 
+def test_a_plain_off_in_yaml_is_the_mode():
+    assert parse_energy(yaml.safe_load("policy: {mode: off}"), "f").policy.mode is Mode.OFF
+    assert parse_live(yaml.safe_load("mode: off"), "f").mode is Mode.OFF
+    with pytest.raises(ConfigError, match="user_config.mode: Input should be 'active'"):
+        parse_live({"mode": True}, "f")
+
+
 def test_a_typo_in_user_config_names_the_choices():
     with pytest.raises(ConfigError, match=r"user_config.slo.tpot: unknown key \(allowed: ttft_ms"):
         parse_live({"slo": {"tpot": 5}}, "f.yaml")
