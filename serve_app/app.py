@@ -7,6 +7,7 @@ Ray's own builders make the application:
     energy.slo, policy, profile → autoscaling policy (controller), control loop (replica) and
                                   request router (ingress)
     energy.meter                → the meter of each replica
+    energy.security             → the gate in front of the HTTP API (ingress, or replica)
     llm_configs[*]              → server_cls, scheduler_cls, callback_config filled in where empty
 
 Without the block: Ray's behaviour, Ray's deployment names, plus a meter.
@@ -32,6 +33,10 @@ from serve_app.engine import ray_server
 from serve_app.ingress import ENDPOINTS, EnergyIngress
 from serve_app.models import resolve_model
 from serve_app.packing import STATS_PERIOD_S
+from serve_app.security.gate import GateMiddleware
+from serve_app.security.key_file import read_keys
+from serve_app.security.report import gate_options
+from serve_app.security.settings import NO_SECURITY
 from serve_app.server import SETTINGS_KEY, EnergyLLMServer, LLMServer
 from serve_app.settings import EnergySettings, PolicySettings, parse_energy
 
@@ -62,12 +67,36 @@ def build_openai_app(args: dict[str, Any]) -> serve.Application:
     """The Ray Serve application for Ray's own arguments plus `energy:`. Raises ConfigError with one
     readable line when they are wrong."""
     try:
-        serving, _ = equip_all(args)
+        serving, energy = equip_all(args)
+        direct = ray_server.direct_streaming()
+        ours = direct or serving.ingress_cls_config.ingress_cls is _RAY_INGRESS
+        check_keys(serving, energy, gated=ours)
     except ConfigError as error:
         raise Refused(str(error)) from None
-    if ray_server.direct_streaming() or serving.ingress_cls_config.ingress_cls is not _RAY_INGRESS:
+    if direct or not ours:
         return ray_build_openai_app(dict(serving))
-    return _behind_our_ingress(serving)
+    return _behind_our_ingress(serving, energy)
+
+
+def check_keys(serving: LLMServingArgs, energy: EnergySettings, *, gated: bool) -> None:
+    """Raise ConfigError where keys are asked for and nobody could ask, or their file is wrong."""
+    path = energy.security.api_keys_file
+    if path is None:
+        return
+    where = f"{SOURCE}: energy.security.api_keys_file"
+    if not gated:
+        raise ConfigError(f"{where}: not with an ingress_cls of your own, which has no gate")
+    own = [c for c in serving.llm_configs if not _is_ours(c.server_cls)]
+    if own and ray_server.direct_streaming():
+        raise ConfigError(f"{where}: not with a server_cls of your own, which has no gate")
+    try:
+        read_keys(path)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _is_ours(server_cls: Any) -> bool:
+    return isinstance(server_cls, type) and issubclass(server_cls, EnergyLLMServer)
 
 
 def equip_all(args: dict[str, Any]) -> tuple[LLMServingArgs, EnergySettings]:
@@ -89,8 +118,8 @@ def equip_all(args: dict[str, Any]) -> tuple[LLMServingArgs, EnergySettings]:
 
 
 def metering_only() -> EnergySettings:
-    """What applies without an `energy:` block: meter, decide nothing."""
-    return EnergySettings(policy=PolicySettings(mode=Mode.OFF))
+    """What applies without an `energy:` block: meter, decide nothing, refuse nothing."""
+    return EnergySettings(policy=PolicySettings(mode=Mode.OFF), security=NO_SECURITY)
 
 
 def equip(
@@ -154,15 +183,14 @@ def _let_policy_scale(deployment: dict[str, Any], given: dict[str, Any]) -> None
     deployment["autoscaling_config"] = {**NEUTRAL_AUTOSCALING, **autoscaling, "policy": policy}
 
 
-def _behind_our_ingress(serving: Any) -> serve.Application:
-    """What Ray's builder does, with our ingress class in place of Ray's."""
+def _behind_our_ingress(serving: Any, energy: EnergySettings) -> serve.Application:
+    """What Ray's builder does, with our ingress class in place of Ray's, and the gate before it."""
     configs = serving.llm_configs
     options = ray_server.ingress_options(EnergyIngress, configs, serving.ingress_deployment_config)
-    ingress = ray_server.make_fastapi_ingress(
-        EnergyIngress,
-        endpoint_map=ENDPOINTS,
-        app=use_openai_errors(ray_server.new_ingress_app()),
-    )
+    app = use_openai_errors(ray_server.new_ingress_app())
+    if energy.security != NO_SECURITY:
+        app.add_middleware(GateMiddleware, **gate_options(energy))  # the last is the outermost
+    ingress = ray_server.make_fastapi_ingress(EnergyIngress, endpoint_map=ENDPOINTS, app=app)
     lora_paths = {
         c.model_id: c.lora_config.dynamic_lora_loading_path for c in configs if c.lora_config
     }

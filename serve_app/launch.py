@@ -27,6 +27,8 @@ from typing import Any
 import psutil
 
 from policies.core.errors import ConfigError, EngineError
+from serve_app.security.asking import authorization, trusting
+from serve_app.security.key_file import read_keys
 from serve_app.settings import find_profile, parse_energy, parse_live, read_yaml
 
 QUESTION = "What is the capital of France?"
@@ -46,6 +48,13 @@ class Deployment:
     port: int
     models: tuple[str, ...]
     sources: tuple[str, ...]
+    certificate: Path | None = None  # of TLS; None: plain HTTP
+
+    @property
+    def url(self) -> str:
+        """Where it can be asked on this host."""
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
+        return f"{'http' if self.certificate is None else 'https'}://{host}:{self.port}"
 
 
 @dataclass(slots=True)
@@ -77,6 +86,8 @@ def read_deployment(path: Path) -> Deployment:
             energy = parse_energy(arguments["energy"], str(path))
             if energy.profile is not None:
                 find_profile(energy.profile)
+            if energy.security.api_keys_file is not None:
+                read_keys(energy.security.api_keys_file)
             for deployment in application.get("deployments") or []:
                 if str(deployment.get("name", "")).startswith("EnergyLLMServer:"):
                     parse_live(deployment.get("user_config") or {}, str(path), energy)
@@ -87,6 +98,7 @@ def read_deployment(path: Path) -> Deployment:
         path=path,
         host=str(http.get("host", "127.0.0.1")),
         port=int(http.get("port", 8000)),
+        certificate=Path(http["ssl_certfile"]) if http.get("ssl_certfile") else None,
         models=tuple(str(item["model_id"]) for item in loading if "model_id" in item),
         sources=tuple(i["model_source"] for i in loading if isinstance(i.get("model_source"), str)),
     )
@@ -150,23 +162,26 @@ class Running:
         raise EngineError(f"no answer after {_READY_TIMEOUT_S:.0f} s:\n{self.last_lines()}")
 
     def _ask(self) -> dict[str, Any] | None:
-        """One question; None while nobody can answer it yet."""
+        """The answer to one question; None while nobody can answer it yet, {} once those who can
+        want another API key than $JOULESERVE_API_KEY."""
         body = {
             "model": self.deployment.models[0],
             "messages": [{"role": "user", "content": QUESTION}],
             "temperature": 0,
             "max_tokens": 24,
         }
-        host = "127.0.0.1" if self.deployment.host == "0.0.0.0" else self.deployment.host
-        request = urllib.request.Request(
-            f"http://{host}:{self.deployment.port}/v1/chat/completions",
+        request = urllib.request.Request(  # noqa: S310 - http or https
+            f"{self.deployment.url}/v1/chat/completions",
             data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **authorization()},
         )
+        context = trusting(self.deployment.certificate)
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=60, context=context) as response:  # noqa: S310
                 answer: dict[str, Any] = json.load(response)
                 return answer
+        except urllib.error.HTTPError as error:
+            return {} if error.code in {401, 403} and self._deployed() else None
         except (urllib.error.URLError, OSError, ValueError):
             return None
 
@@ -178,6 +193,10 @@ class Running:
                 if mark in text:
                     return stage
         return "starting Ray"
+
+    def _deployed(self) -> bool:
+        """Whether Serve says that all replicas are there."""
+        return _DEPLOYED in self.log_path.read_text(errors="replace")
 
     def _failed(self) -> bool:
         """Whether Serve has given the application up."""
@@ -215,6 +234,7 @@ class Running:
         psutil.wait_procs(left, timeout=10.0)
 
 
+_DEPLOYED = "' is ready"
 _REFUSED = "' failed with exception:"
 _PREFIX = re.compile(r"^\(\S+ pid=\d+\) ")
 _GIVEN_UP = (_REFUSED, "Failed to update the deployments")

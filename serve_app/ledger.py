@@ -26,7 +26,7 @@ from serve_app.decisions.settings import DecisionLogSettings
 from serve_app.decisions.words import told
 from serve_app.history import History, Sample
 from serve_app.observers.fleet_metrics import fleet_families
-from serve_app.push import Push, account_of, sample_of
+from serve_app.push import Family, Push, account_of, sample_of
 
 _GONE_AFTER_S = 10.0
 _KEPT_REQUESTS = 200
@@ -46,6 +46,14 @@ class LedgerState:
         self._history = History()
         self._requests: deque[dict[str, Any]] = deque(maxlen=_KEPT_REQUESTS)
         self._learned: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        self._gates: OrderedDict[str, tuple[list[Family], float]] = OrderedDict()
+
+    def gate(self, replica: str, families: list[Family], now_s: float) -> None:
+        """Take the latest metrics of the gate in one process."""
+        self._gates[replica] = (families, now_s)
+        self._gates.move_to_end(replica)
+        while len(self._gates) > _KEPT_REPLICAS:
+            self._gates.popitem(last=False)
 
     def push(self, push: Push, now_s: float) -> None:
         """Take a replica's latest totals."""
@@ -149,8 +157,8 @@ class LedgerState:
 
     def last_push_s(self) -> float | None:
         """When anybody has told anything."""
-        told = [*self._seen_s.values(), *(seen_s for _, seen_s in self._fleet.values())]
-        return max(told, default=None)
+        others = [*self._fleet.values(), *self._gates.values()]
+        return max([*self._seen_s.values(), *(seen_s for _, seen_s in others)], default=None)
 
     def _alive(self, key: str, now_s: float) -> bool:
         return now_s - self._seen_s[key] <= _GONE_AFTER_S
@@ -199,9 +207,10 @@ class LedgerState:
     def exposition(self, now_s: float) -> bytes:
         """All replicas' metrics in Prometheus text format, one family each."""
         merged: dict[str, Metric] = {}
-        for key, push in self._pushes.items():
-            alive = self._alive(key, now_s)
-            for name, documentation, kind, samples in push.families:
+        told = [(p.families, self._alive(key, now_s)) for key, p in self._pushes.items()]
+        told += [(found, now_s - s <= _GONE_AFTER_S) for found, s in self._gates.values()]
+        for families, alive in told:
+            for name, documentation, kind, samples in families:
                 if not alive and kind == "gauge":
                     continue
                 family = merged.setdefault(name, Metric(name, documentation, kind))
@@ -244,6 +253,9 @@ class Ledger:
 
     def approve(self, decision: str) -> dict[str, Any]:
         return self._state.approve(decision)
+
+    def gate(self, replica: str, families: list[Family]) -> None:
+        self._state.gate(replica, families, time.monotonic())
 
     def energy(self) -> dict[str, Any]:
         return self._state.energy(time.monotonic())

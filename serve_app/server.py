@@ -44,6 +44,9 @@ from serve_app.request_log.call import Call
 from serve_app.request_log.open_requests import Identity
 from serve_app.request_log.replica import ReplicaRequests
 from serve_app.responses import EnergyMiddleware, StreamAnnotator, error_event
+from serve_app.security.gate import GateMiddleware
+from serve_app.security.report import gate_options
+from serve_app.security.settings import NO_SECURITY
 from serve_app.settings import LiveSettings, parse_energy, parse_live
 from serve_app.web.routes import add_routes
 
@@ -202,7 +205,7 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
         return energy
 
     async def __serve_build_asgi_app__(self) -> Any:
-        """Direct streaming: vLLM's own app behind our middleware and routes."""
+        """Direct streaming: vLLM's own app behind our gate, middleware and routes."""
         app = await super().__serve_build_asgi_app__()
         ray_server.add_middleware(
             app,
@@ -212,6 +215,9 @@ class EnergyLLMServer(RayLLMServer):  # type: ignore[misc]  # Ray ships no types
             refusal=self._refusal,
         )
         add_routes(app, self.ledger_view)
+        if self._replica.base.security != NO_SECURITY:
+            options = gate_options(self._replica.base)
+            ray_server.add_middleware(app, GateMiddleware, **options)  # the last is the outermost
         return app
 
     # ---- what others read

@@ -22,6 +22,7 @@ from policies.model.bias import CorrectionSettings
 from serve_app.decisions.settings import DecisionLogSettings
 from serve_app.repository import REPOSITORY
 from serve_app.request_log.settings import RequestLogSettings
+from serve_app.security.settings import SecuritySettings
 
 PROFILE_DIR = Path("configs") / "profiles"
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -162,6 +163,7 @@ class EnergySettings(_Strict):
     model_correction: ModelCorrectionSettings = ModelCorrectionSettings()
     request_log: RequestLogSettings = RequestLogSettings()
     decision_log: DecisionLogSettings = DecisionLogSettings()
+    security: SecuritySettings = SecuritySettings()
 
     @property
     def metering_only(self) -> bool:
@@ -302,6 +304,11 @@ def request_log_folder(folder: str | None = None) -> Path:
     state = os.environ.get("XDG_STATE_HOME", "")
     root = Path(state) if Path(state).is_absolute() else Path("~/.local/state").expanduser()
     return root / "jouleserve" / "requests"
+
+
+def api_key() -> str | None:
+    """The key that our own commands present to a service."""
+    return os.environ.get("JOULESERVE_API_KEY", "").strip() or None
 
 
 def tenant_secret() -> bytes | None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from policies.core.errors import ConfigError
+from serve_app.security.asking import authorization
 
 ENERGY, DECISIONS, RECORDS = "/jouleserve/energy", "/energy/decisions", "/jouleserve/decisions"
 _TIMEOUT_S = 10.0
@@ -37,10 +38,6 @@ def explain(
     requests: Annotated[
         Path | None, typer.Option(help="Folder of the request log, if not the default one.")
     ] = None,
-    key: Annotated[
-        str | None,
-        typer.Option(envvar="JOULESERVE_API_KEY", help="A key that may read energy."),
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Show the last decisions: on what load, what the model expected of the chosen point and of the
@@ -53,10 +50,10 @@ def explain(
         _instead(log, requests, minutes, as_json=as_json)
         return
     if replay or log is not None:
-        _from_records(url, log, last, key, replay=replay, as_json=as_json)
+        _from_records(url, log, last, replay=replay, as_json=as_json)
         return
-    rows = _limits(url, key)
-    decisions = _ask(url, f"{DECISIONS}?last={last}", key, missing=[])
+    rows = _limits(url)
+    decisions = _ask(url, f"{DECISIONS}?last={last}", missing=[])
     if as_json:
         typer.echo(json.dumps({"replicas": rows, "decisions": decisions}))
     else:
@@ -76,7 +73,7 @@ def explain(
 
 
 def _from_records(
-    url: str, log: Path | None, last: int, key: str | None, *, replay: bool, as_json: bool
+    url: str, log: Path | None, last: int, *, replay: bool, as_json: bool
 ) -> None:
     """Explain, or decide again, from the records alone."""
     from serve_app.cli.decision_tables import show_decisions, show_replay
@@ -87,7 +84,7 @@ def _from_records(
     if log is not None:
         found = read_decisions(log)
     else:
-        told = _ask(url, f"{RECORDS}?last={last}", key)
+        told = _ask(url, f"{RECORDS}?last={last}")
         records = [read_record(json.dumps(one)) for one in told["records"]]
         found = Decisions(records=records, profiles=told["profiles"])
     if not replay:
@@ -126,18 +123,17 @@ def _instead(log: Path | None, requests: Path | None, minutes: float, *, as_json
         typer.echo(line)
 
 
-def _limits(url: str, key: str | None) -> list[dict[str, Any]]:
+def _limits(url: str) -> list[dict[str, Any]]:
     names = ("deployment", "replica")
     return [
         {**{name: one[name] for name in names}, "power_limit": one.get("power_limit")}
-        for one in _ask(url, ENERGY, key)["replicas"]
+        for one in _ask(url, ENERGY)["replicas"]
     ]
 
 
-def _ask(url: str, path: str, key: str | None, missing: Any = None) -> Any:
+def _ask(url: str, path: str, missing: Any = None) -> Any:
     """The answer of the service; `missing` where it does not know the path. Raises ConfigError."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(url.rstrip("/") + path, headers=headers)  # noqa: S310
+    request = urllib.request.Request(url.rstrip("/") + path, headers=authorization())  # noqa: S310
     shown = path.partition("?")[0]
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310

@@ -52,6 +52,7 @@ COMMANDS: dict[str, Lazy] = {
     "doctor": Lazy("serve_app.cli.doctor", "Say what this host can meter and serve, and why not."),
     "explain": Lazy("serve_app.cli.explain", "Say what was decided and why; decide it again."),
     "approve": Lazy("serve_app.cli.approve", "Approve a decision that waits (mode approve)."),
+    "key": Lazy("serve_app.cli.key", "Make, list and revoke API keys of a service."),
     "power-agent": Lazy(
         "serve_app.cli.power_agent", "Lease this node's GPU power limits; put back what was found."
     ),

@@ -75,14 +75,17 @@ def _prepare(deployment: Deployment) -> None:
 
 
 def _greet(deployment: Deployment, answer: dict[str, Any], timings: Timings) -> None:
-    url = f"http://{deployment.host}:{deployment.port}"
-    text = answer["choices"][0]["message"]["content"].strip()
-    energy = answer.get("energy") or {}
-    joules = energy.get("joules")
-    cost = f"{joules:.2f} J, {energy['source']}" if joules is not None else "energy unavailable"
+    url = deployment.url.replace("127.0.0.1", deployment.host)
     split = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in timings.parts.items())
     console.print(f"\n[bold green]ready[/] ({split})")
-    console.print(f"  {QUESTION}  [bold]{text}[/]  ({cost})")
+    if answer:
+        text = answer["choices"][0]["message"]["content"].strip()
+        energy = answer.get("energy") or {}
+        joules = energy.get("joules")
+        cost = f"{joules:.2f} J, {energy['source']}" if joules is not None else "energy unavailable"
+        console.print(f"  {QUESTION}  [bold]{text}[/]  ({cost})")
+    else:
+        console.print("  it asks for an API key; with one in JOULESERVE_API_KEY, a first question")
     console.print(f"  OpenAI API   {url}/v1    model {', '.join(deployment.models)}")
     console.print(f"  metrics      {url}/metrics    energy {url}/jouleserve/energy")
     console.print(f"  load         jouleserve bench --url {url} --rate 1 --duration 60")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from serve_app.observers.fleet_metrics import FLEET_LABELS, FLEET_METRICS
+from serve_app.observers.gate_metrics import GATE_LABELS, GATE_METRICS
 from serve_app.observers.metrics import BASE_LABELS, METRICS, MetricSpec
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
@@ -37,6 +38,15 @@ def render() -> str:
         "| name | type | more labels | meaning |",
         "|---|---|---|---|",
         *(_row(spec) for spec in FLEET_METRICS),
+        "",
+        "## Of the gate",
+        "",
+        "From the door of the HTTP API ([security](security.md)), only at `/metrics`. Labels of "
+        "every metric: " + ", ".join(f"`{label}`" for label in GATE_LABELS) + ".",
+        "",
+        "| name | type | more labels | meaning |",
+        "|---|---|---|---|",
+        *(_row(spec) for spec in GATE_METRICS),
         "",
     ]
     return "\n".join(lines)

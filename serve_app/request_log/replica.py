@@ -97,7 +97,7 @@ def _open(settings: EnergySettings, identity: Identity, energy_of: EnergyOf) -> 
     name = f"{identity.application}.{identity.deployment}.{identity.replica}"
     log = RequestLog(LogFile(request_log_folder(wanted.folder), name, bounds))
     return _Parts(
-        TenantRule(wanted.tenant, tenant_secret()),
+        TenantRule(wanted.tenant, tenant_secret(), gated=settings.security.names_tenants),
         log,
         OpenRequests(identity, energy_of, log.write),
     )

@@ -13,7 +13,7 @@ import msgspec
 SCHEMA = 1  # a reader skips and counts rows of a later one
 
 Outcome = Literal["completed", "aborted", "failed", "rejected"]
-TenantKind = Literal["user", "user_hash", "key_hash"]
+TenantKind = Literal["user", "user_hash", "key_hash", "key"]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -1,4 +1,5 @@
-"""Who a request is booked to: the OpenAI `user` field, else a hash of the API key, else nobody."""
+"""Who a request is booked to: the name of the API key where the gate asks for keys; else the OpenAI
+`user` field, else a hash of the API key, else nobody."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from serve_app.request_log.row import TenantKind
+from serve_app.security.keys import TENANT_HEADER
 
 _KEY_HEADERS = ("authorization", "api-key", "x-api-key")
 _MAX_USER_CHARS = 256
@@ -30,18 +32,29 @@ class TenantRule:
     An API key is only ever hashed: SHA-256 of the key, the first 64 bits in hexadecimal. With a
     `secret` it is HMAC-SHA256, so that a reader of the log cannot try out weak keys; the secret has
     to be the same in all replicas for their rows to match.
+
+    `gated`: every request has passed the gate, which names the key's tenant in a header that it
+    lets nobody else set. Then a `user` field books nothing to anybody.
     """
 
     def __init__(
-        self, policy: Literal["as_given", "hashed", "off"], secret: bytes | None = None
+        self,
+        policy: Literal["as_given", "hashed", "off"],
+        secret: bytes | None = None,
+        *,
+        gated: bool = False,
     ) -> None:
         self._policy = policy
         self._secret = secret
+        self._gated = gated
 
     def tenant(self, user: object, headers: Mapping[str, str]) -> Tenant:
         """Return the tenant; `headers` have lower-case names."""
         if self._policy == "off":
             return NOBODY
+        if self._gated:
+            name = headers.get(TENANT_HEADER)
+            return Tenant(name, "key") if name else NOBODY
         if isinstance(user, str) and user.strip():
             if self._policy == "hashed":
                 return Tenant(self._hash(user.strip()), "user_hash")

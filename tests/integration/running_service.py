@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -74,7 +75,6 @@ class Service:
     def __init__(self, folder: Path, edit=None, environment=None) -> None:
         self.folder = folder
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
         self.run_id = uuid.uuid4().hex
         self.log = folder / "serve.log"
         self.output = folder / "jouleserve.txt"
@@ -93,6 +93,9 @@ class Service:
         engine |= {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
         if edit is not None:
             edit(self.config)
+        self.certificate = self.config["http_options"].get("ssl_certfile")
+        self.url = f"http{'s' if self.certificate else ''}://127.0.0.1:{self.port}"
+        self.api_key = (environment or {}).get("JOULESERVE_API_KEY")  # for every request below
         file = self.write(self.config, "serve.yaml")
         # Another cluster on this machine is not ours to join.
         self.environment = {
@@ -206,13 +209,25 @@ class Service:
 
     # ---- HTTP
 
+    def _connection(self, timeout_s):
+        if self.certificate is None:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        context = ssl.create_default_context(cafile=self.certificate)
+        return http.client.HTTPSConnection(
+            "127.0.0.1", self.port, timeout=timeout_s, context=context
+        )
+
+    def _head(self, headers=()):
+        key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return {"Content-Type": "application/json", **key, **dict(headers)}
+
     def request(self, method, path, body=None, headers=(), timeout_s=60):
         """(status, headers, body bytes) of one raw request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        connection = self._connection(timeout_s)
         try:
             if isinstance(body, dict | list):
                 body = json.dumps(body).encode()
-            head = {"Content-Type": "application/json", **dict(headers)}
+            head = self._head(headers)
             connection.request(method, path, body=body, headers=head)
             response = connection.getresponse()
             return response.status, dict(response.headers), response.read()
@@ -233,10 +248,10 @@ class Service:
 
     def stream(self, path, timeout_s=120, **body):
         """The SSE events of one streamed answer, as they come: 'data: ...' or ': ...'."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        connection = self._connection(timeout_s)
         try:
             data = json.dumps({"model": MODEL, "stream": True, **body})
-            connection.request("POST", path, data, {"Content-Type": "application/json"})
+            connection.request("POST", path, data, self._head())
             response = connection.getresponse()
             assert response.status == 200, response.read()
             for raw in response:
