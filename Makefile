@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published published-simulated rapl-wraps nvml-cycle metering-cost sim-speed sim-scale power-loop fidelity results decision-speed log-cost oracle-aiperf oracle-vidur
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published published-simulated rapl-wraps nvml-cycle metering-cost sim-speed sim-scale power-loop fidelity results decision-speed log-cost oracle-aiperf oracle-vidur audit sbom
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -97,6 +97,12 @@ oracle-aiperf: $(STAMP) ## Our J per output token beside aiperf's, on one run: w
 
 oracle-vidur: $(STAMP) ## The simulator beside Vidur (1 GB on first use): writes docs/results/sim-vidur
 	$(BIN)/python tests/oracles/vidur_speed.py --write docs/results/sim-vidur
+
+audit: $(STAMP) ## Known vulnerabilities of what is installed (asks a service on the internet)
+	@$(BIN)/python scripts/audit.py $(AUDIT)
+
+sbom: $(STAMP) ## What is installed, as a CycloneDX SBOM: writes build/sbom.cdx.json
+	@bash scripts/sbom.sh $(BIN)/python build/sbom.cdx.json && echo build/sbom.cdx.json
 
 format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
