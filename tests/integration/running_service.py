@@ -193,9 +193,16 @@ class Service:
 
     def controller_log(self):
         """What the Serve controller of this service has logged."""
+        return self._controller_log_path().read_text()
+
+    def ray_logs(self):
+        """The folder of all that Ray's processes of this service have logged."""
+        return self._controller_log_path().parents[1]
+
+    def _controller_log_path(self):
         (pid,) = self.titled("ray::ServeController")
         logs = Path("/tmp/ray").glob(f"session_*/logs/serve/controller_{pid}.log")
-        return max(logs, key=lambda path: path.stat().st_mtime).read_text()
+        return max(logs, key=lambda path: path.stat().st_mtime)
 
     def _dashboard(self, method, body=None, path="/api/serve/applications/"):
         connection = http.client.HTTPConnection(self.dashboard, timeout=30)

@@ -206,6 +206,21 @@ def test_tenants(policy, user, headers, tenant):
     assert TenantRule(policy).tenant(user, headers) == tenant
 
 
+@pytest.mark.parametrize(
+    ("policy", "user", "headers", "tenant"),
+    [
+        ("as_given", "ada", {"x-jouleserve-tenant": "team-a"}, ("team-a", "key")),
+        ("hashed", "ada", {"x-jouleserve-tenant": "team-a"}, ("team-a", "key")),
+        ("off", "ada", {"x-jouleserve-tenant": "team-a"}, (None, None)),
+        ("as_given", "ada", {"authorization": f"Bearer {KEY}"}, (None, None)),
+    ],
+)
+def test_behind_the_gate_the_tenant_is_the_keys(policy, user, headers, tenant):
+    """And without the gate nobody is believed to be one."""
+    assert TenantRule(policy, gated=True).tenant(user, headers) == tenant
+    assert TenantRule(policy).tenant(user, headers).name != "team-a"
+
+
 def test_a_secret_changes_every_hash():
     ask = ("", {"authorization": f"Bearer {KEY}"})
     first, second = (TenantRule("as_given", s).tenant(*ask).name for s in (b"one", b"two"))

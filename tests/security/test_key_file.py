@@ -84,6 +84,16 @@ def test_any_bytes_are_keys_or_a_config_error(tmp_path_factory, data):
         assert isinstance(read_keys(path), list)
 
 
+def test_broken_json_and_bottomless_nesting_are_named_too(tmp_path):
+    for name, text, line in (
+        ("keys.json", f'[\n{{"name": "{SECRET}",', r"not readable as YAML or JSON \(line 2\)$"),
+        ("keys.json", "[" * 100_000, "not readable as YAML or JSON"),
+        ("keys.yaml", "[" * 100_000, "not readable as YAML or JSON"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            read_keys(written(tmp_path, text, name))
+
+
 def test_what_cannot_be_a_keys_file(tmp_path):
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(ConfigError, match=str(path)):

@@ -39,6 +39,20 @@ def test_a_plain_ray_file_is_read_as_it_is(tmp_path):
     assert (deployment.port, deployment.models, deployment.sources) == (9001, ("a",), ("b/c",))
 
 
+def test_the_keys_of_a_service_are_read_before_it_starts_and_its_certificate_is_known(tmp_path):
+    keys = tmp_path / "keys.yaml"
+    text = f"""
+        http_options: {{host: 0.0.0.0, port: 9001, ssl_keyfile: k.pem, ssl_certfile: c.pem}}
+        applications: [{{args: {{energy: {{security: {{api_keys_file: {keys}}}}}}}}}]
+        """
+    with pytest.raises(ConfigError, match=f"{keys}: No such file"):
+        read_deployment(write(tmp_path, text))
+    keys.write_text("[]")
+    deployment = read_deployment(write(tmp_path, text))
+    assert deployment.url == "https://127.0.0.1:9001"
+    assert deployment.certificate == Path("c.pem")
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

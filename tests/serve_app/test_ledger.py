@@ -152,3 +152,30 @@ def test_gauges_can_be_taken_back_and_counters_never_fall():
     for amount in (2.0, -5.0, float("nan"), float("inf"), 1.0):
         metrics.inc("jouleserve_output_tokens", amount)
     assert metrics.registry.get_sample_value("jouleserve_output_tokens_total", labels("a")) == 3.0
+
+
+def test_the_gates_of_the_application_are_in_the_exposition():
+    """Those of the ingress have no replica's push; a sleeping application keeps its ledger by them."""
+    state = LedgerState()
+    gate = {"application": "llm", "deployment": "OpenAiIngress", "replica": "i1"}
+
+    def told(count):
+        return [
+            ("jouleserve_api_keys", "Keys.", "gauge", [("jouleserve_api_keys", gate, 2.0)]),
+            ("jouleserve_http_refused_requests", "Refused.", "counter", [("jouleserve_http_refused_requests_total", gate, count)]),
+        ]  # fmt: skip
+
+    def values(now_s):
+        text = state.exposition(now_s).decode()
+        return {s.name: s.value for f in text_string_to_metric_families(text) for s in f.samples}
+
+    assert state.last_push_s() is None
+    state.gate("i1", told(3.0), 1.0)
+    state.gate("i1", told(5.0), 2.0)
+    assert values(3.0) == {
+        "jouleserve_api_keys": 2.0,
+        "jouleserve_http_refused_requests_total": 5.0,
+    }
+    assert values(60.0) == {"jouleserve_http_refused_requests_total": 5.0}
+    assert state.last_push_s() == 2.0
+    assert state.energy(3.0)["num_replicas"] == 0
