@@ -3,6 +3,6 @@
 import sys
 from pathlib import Path
 
-FOLDER = str(Path(__file__).parent)
-if FOLDER not in sys.path:
-    sys.path.insert(0, FOLDER)
+for folder in (Path(__file__).parent, Path(__file__).parents[1] / "fakes"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
