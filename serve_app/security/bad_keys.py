@@ -19,6 +19,7 @@ from serve_app.security.keys import new_key
 _PATH = "/v1/chat/completions"
 _BODY = b'{"model": "none", "messages": [{"role": "user", "content": "let me in"}]}'
 _TIMEOUT_S = 10.0
+_CONNECTIONS = 64
 _BEHIND_S = 1.0  # later than this a request is left out: the sender or the server cannot keep up
 
 
@@ -44,10 +45,11 @@ class FloodCounts:
 
 
 class Flood:
-    """A flood while the `with` block lasts; `counts` is known after it."""
+    """A flood while the `with` block lasts; `counts` is known after it. `source`: the address that
+    it comes from."""
 
-    def __init__(self, url: str, rate_per_s: float, connections: int = 64) -> None:
-        self._given = (url.rstrip("/") + _PATH, rate_per_s, connections)
+    def __init__(self, url: str, rate_per_s: float, source: str | None = None) -> None:
+        self._given = (url.rstrip("/") + _PATH, rate_per_s, source)
         self.counts: FloodCounts | None = None
         self._process: BaseProcess | None = None
 
@@ -67,22 +69,22 @@ class Flood:
         self._process.join()
 
 
-def _child(pipe: Connection, url: str, rate_per_s: float, connections: int) -> None:
-    asyncio.run(_Sender(url, rate_per_s, connections).run(pipe))
+def _child(pipe: Connection, url: str, rate_per_s: float, source: str | None) -> None:
+    asyncio.run(_Sender(url, rate_per_s, source).run(pipe))
 
 
 class _Sender:
     """Open loop: each request at its planned time, whatever became of those before."""
 
-    def __init__(self, url: str, rate_per_s: float, connections: int) -> None:
+    def __init__(self, url: str, rate_per_s: float, source: str | None) -> None:
         self._url = url
         self._rate_per_s = rate_per_s
-        self._connections = connections
+        self._source = (source, 0) if source is not None else None
         self._outcomes: Counter[str] = Counter()
         self._answers_s: list[float] = []
 
     async def run(self, pipe: Connection) -> None:
-        connector = aiohttp.TCPConnector(limit=self._connections)
+        connector = aiohttp.TCPConnector(limit=_CONNECTIONS, local_addr=self._source)
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         left_out, number = 0, 0
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -95,7 +97,7 @@ class _Sender:
                 wait_s = due_s - time.perf_counter()
                 if wait_s > 0:
                     await asyncio.sleep(wait_s)
-                elif wait_s < -_BEHIND_S or len(under_way) >= 4 * self._connections:
+                elif wait_s < -_BEHIND_S or len(under_way) >= 4 * _CONNECTIONS:
                     left_out += 1
                     await asyncio.sleep(0)
                     continue

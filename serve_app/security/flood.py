@@ -68,12 +68,12 @@ class Phases:
     floods: list[FloodCounts] = field(default_factory=list)
 
 
-def measure(options: BenchOptions, bad_rate_per_s: float, rounds: int) -> Phases:
+def measure(options: BenchOptions, make_flood: Callable[[], Flood], rounds: int) -> Phases:
     """Run the phases: alone, flooded, flooded, alone, ..."""
     seen = Phases()
     for number in range(rounds):
         for flooded in ((False, True), (True, False))[number % 2]:
-            flood = Flood(options.url, bad_rate_per_s) if flooded else None
+            flood = make_flood() if flooded else None
             with flood if flood is not None else nullcontext():
                 chosen = replace(options, seed=options.seed + number)
                 records = asyncio.run(run_bench_async(chosen)).records
@@ -153,6 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--bad-rate", type=float, default=500.0, help="wrong keys per second")
+    parser.add_argument("--source", help="address that they come from, such as 127.0.0.2")
     parser.add_argument("--rate", type=float, default=1.0, help="good requests per second")
     parser.add_argument("--phase", type=float, default=30.0, help="seconds of one phase")
     parser.add_argument("--rounds", type=int, default=2, help="pairs of phases")
@@ -168,7 +169,11 @@ def main() -> int:
         output_tokens=given.tokens,
         api_key=api_key(),
     )
-    result = result_of(measure(options, given.bad_rate, given.rounds), given.limit)
+
+    def flood() -> Flood:
+        return Flood(options.url, given.bad_rate, given.source)
+
+    result = result_of(measure(options, flood, given.rounds), given.limit)
     print(table_of(result))
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)

