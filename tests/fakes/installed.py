@@ -3,9 +3,8 @@ scripts/test_tools.sh fills."""
 
 import os
 import shutil
-from pathlib import Path
 
-TOOLS = Path("~/.cache/jouleserve/tools").expanduser()
+from serve_app.models.cache import cache_root
 
 
 def installed(name):
@@ -13,5 +12,5 @@ def installed(name):
     found = shutil.which(name)
     if found is not None:
         return found
-    inside = (path for path in sorted(TOOLS.rglob(name)) if path.is_file())
+    inside = (path for path in sorted((cache_root() / "tools").rglob(name)) if path.is_file())
     return next((str(path) for path in inside if os.access(path, os.X_OK)), None)
