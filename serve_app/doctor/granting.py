@@ -56,8 +56,9 @@ AGENT_START = (
     "sudo jouleserve power-agent --group jouleserve   # or configs/systemd/",
     AGENT_GROUP,
 )
+_KUBERNETES = "configs/kubernetes/base"
 AGENT_POD = (
-    "kubectl apply -f configs/kubernetes/power-agent.yaml",
+    f"kubectl apply -f {_KUBERNETES}/namespace.yaml -f {_KUBERNETES}/power-agent.yaml",
     "pod volumes: [{name: power, hostPath: {path: /run/jouleserve, type: Directory}}]",
     "container volumeMounts: [{name: power, mountPath: /run/jouleserve}]",
     "pod securityContext: {supplementalGroups: [2450]}",

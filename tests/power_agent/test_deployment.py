@@ -14,7 +14,8 @@ from serve_app.power_agent.client import SOCKET
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 UNIT = CONFIGS / "systemd" / "jouleserve-power-agent.service"
-MANIFEST = CONFIGS / "kubernetes" / "power-agent.yaml"
+MANIFEST = CONFIGS / "kubernetes" / "base" / "power-agent.yaml"
+NAMESPACE = MANIFEST.with_name("namespace.yaml")
 
 
 class Unit(configparser.RawConfigParser):
@@ -61,7 +62,7 @@ def test_systemd_finds_no_fault_in_the_unit():
 
 
 def test_the_daemon_set_runs_the_agent_on_gpu_nodes_with_what_it_needs():
-    namespace, daemon_set = yaml.safe_load_all(MANIFEST.read_text())
+    namespace, daemon_set = (yaml.safe_load(path.read_text()) for path in (NAMESPACE, MANIFEST))
     assert namespace["metadata"]["name"] == daemon_set["metadata"]["namespace"]
     pod = daemon_set["spec"]["template"]["spec"]
     labels = daemon_set["spec"]["template"]["metadata"]["labels"]
