@@ -42,6 +42,7 @@ check: $(STAMP) ## Linters, types, import rules, generated docs
 	$(BIN)/lint-imports
 	$(BIN)/python -m serve_app.observers.docs --check
 	$(BIN)/python -m serve_app.profiler.shipped --check
+	$(BIN)/python -m serve_app.observers.prometheus_rules --check
 
 gpu-check: ## Meter, engine and profile of this machine's NVIDIA GPU (sets nothing); without one, their tests
 	@if [ -e /dev/nvidiactl ]; then PYTHON=$(PYTHON) exec bash scripts/gpu_check.sh; fi; \
@@ -108,9 +109,10 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## Write the generated docs: metrics, and the README's table of profiles
+docs: $(STAMP) ## Write what is generated: metrics, the README's table of profiles, rules for Kubernetes
 	$(BIN)/python -m serve_app.observers.docs
 	$(BIN)/python -m serve_app.profiler.shipped
+	$(BIN)/python -m serve_app.observers.prometheus_rules
 
 size: ## Lines per file
 	@git ls-files '*.py' | xargs wc -l | sort -n | tail -40
