@@ -32,7 +32,7 @@ ARG MODEL=
 # ray[llm] pins vLLM; what that leaves open is taken as it was on this day.
 ARG RESOLVED_ON=2026-11-22
 ENV UV_SYSTEM_PYTHON=1 UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
-ENV JOULESERVE_CACHE=/opt/jouleserve/cache
+ENV JOULESERVE_CACHE=/var/cache/jouleserve
 RUN pip install --no-cache-dir uv==0.13.9
 WORKDIR /opt/jouleserve
 COPY pyproject.toml README.md LICENSE ./
@@ -55,10 +55,10 @@ RUN uv pip install --no-deps --editable . \
 FROM system AS serve
 COPY --from=build /usr/local /usr/local
 COPY --from=build /opt/jouleserve /opt/jouleserve
-COPY --from=build --chown=1000:1000 /opt/jouleserve/cache /opt/jouleserve/cache
+COPY --from=build --chown=1000:1000 /var/cache/jouleserve /var/cache/jouleserve
 # NVML is in the driver's "utility" part.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
-ENV JOULESERVE_CACHE=/opt/jouleserve/cache HF_HOME=/models \
+ENV JOULESERVE_CACHE=/var/cache/jouleserve HF_HOME=/models \
     RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 WORKDIR /home/jouleserve
 USER 1000:1000

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from manifests import OVERLAYS, ROOT, needs_kubectl, pods
+from manifests import OVERLAYS, ROOT, needs_kubectl, pods, ray_pods
 
 DOCKERFILE = ROOT / "Dockerfile"
 HADOLINT = Path(sys.executable).parent / "hadolint"
@@ -96,6 +96,14 @@ def test_kuberay_finds_what_its_probes_and_start_commands_call():
     (apt,) = (line for line in stages()["system"] if "apt-get" in line)
     assert {"wget", "libnuma1", "gcc"} <= set(apt.split())
     assert "COPY --from=build /usr/local /usr/local" in stages()["serve"]  # ray on everybody's PATH
+
+
+@needs_kubectl
+def test_pods_run_as_the_user_of_the_image():
+    (user,) = (line.split()[1] for line in stages()["serve"] if line.startswith("USER "))
+    for template in ray_pods("base"):
+        context = template["spec"]["containers"][0]["securityContext"]
+        assert f"{context['runAsUser']}:{context['runAsGroup']}" == user
 
 
 @needs_kubectl

@@ -92,11 +92,18 @@ def test_no_container_of_ray_is_more_than_it_must_be(name):
     containers = [one for template in ray_pods(name) for one in template["spec"]["containers"]]
     for one in (autoscaler, *containers):
         context = one["securityContext"]
-        assert context["runAsNonRoot"] and context["runAsUser"] == 1000
+        assert context["runAsNonRoot"]
+        assert (context["runAsUser"], context["runAsGroup"]) == (1000, 1000)
         assert context["allowPrivilegeEscalation"] is False
         assert context["capabilities"] == {"drop": ["ALL"]}
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         assert "memory" in one["resources"]["limits"]
+
+
+def test_the_head_shares_its_logs_with_the_autoscaler_under_kuberays_name():
+    """Under any other name the autoscaler's container would get a /tmp/ray of its own."""
+    mounts = ray_pods("base")[0]["spec"]["containers"][0]["volumeMounts"]
+    assert {one["name"] for one in mounts if one["mountPath"] == "/tmp/ray"} == {"ray-logs"}
 
 
 @pytest.mark.parametrize("name", EVERY)
