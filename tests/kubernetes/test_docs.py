@@ -24,7 +24,10 @@ def test_the_table_names_every_overlay_with_its_bounds_and_mode():
 def test_its_images_and_secrets_are_those_of_the_files():
     builds = set(re.findall(r"docker build .* \.", (ROOT / "Dockerfile").read_text()))
     assert {line for line in builds if line in PAGE} == builds
-    made = re.findall(r"create secret generic (\S+) .*?(\S+)=", PAGE.replace("--from-literal=", ""))
+    made = re.findall(
+        r"create secret generic (\S+) --from-(?:literal|file)=([\w.]+)",
+        PAGE,
+    )
     assert dict(made) == {name: next(iter(one["stringData"])) for name, one in secrets().items()}
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from manifests import (
     GPU_OVERLAYS,
     OVERLAYS,
@@ -18,6 +19,7 @@ from manifests import (
 from serve_app.models.cache import CACHE_VARIABLE
 from serve_app.power_agent.agent import parser
 from serve_app.power_agent.client import SOCKET
+from serve_app.settings import parse_energy
 
 pytestmark = needs_kubectl
 EVERY = ["base", *OVERLAYS]
@@ -156,6 +158,27 @@ def test_without_gpus_there_is_no_agent_no_host_path_and_nothing_privileged():
     for template in pods("cpu-tryout"):
         assert not any("hostPath" in one for one in template["spec"]["volumes"])
         assert "runtimeClassName" not in template["spec"]
+
+
+@pytest.mark.parametrize("name", WITH_AGENT)
+def test_api_keys_are_asked_for_from_where_they_are_mounted(name):
+    (service,) = objects(name, "RayService").values()
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    energy = parse_energy(application["args"]["energy"], name)
+    for template in ray_pods(name):
+        (volume,) = [v for v in template["spec"]["volumes"] if v["name"] == "api-keys"]
+        mounts = template["spec"]["containers"][0]["volumeMounts"]
+        (folder,) = [m["mountPath"] for m in mounts if m["name"] == "api-keys"]
+        (key,) = secrets()[volume["secret"]["secretName"]]["stringData"]
+        assert energy.security.api_keys_file == Path(folder, key)
+    assert energy.security.protect == ("openai", "energy")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_prometheus_has_a_key(name):
+    (endpoint,) = objects(name, "PodMonitor")["jouleserve"]["spec"]["podMetricsEndpoints"]
+    credentials = endpoint["authorization"]["credentials"]
+    assert credentials["key"] in secrets()[credentials["name"]]["stringData"]
 
 
 def labels_of(name):
