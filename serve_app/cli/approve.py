@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from policies.core.errors import ConfigError
+from serve_app.security.asking import authorization
 
 PATH = "/jouleserve/approve"
 _TIMEOUT_S = 10.0
@@ -19,15 +20,14 @@ def approve(
     decision: Annotated[str, typer.Argument(metavar="ID", help="As explain and the page show it.")],
     *,
     url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8000",
-    key: Annotated[
-        str | None, typer.Option(envvar="JOULESERVE_API_KEY", help="A key with scope admin.")
-    ] = None,
 ) -> None:
     """Approve a decision that was made in mode approve; it holds until another one is approved.
 
+    Where the service asks for keys: one with scope admin, in JOULESERVE_API_KEY.
+
     Exit status: 0 approved, 2 not: the reason is told.
     """
-    point = _post(url, {"id": decision}, key)["approved"]
+    point = _post(url, {"id": decision})["approved"]
     limit = point["power_limit_watts"]
     shown = "the default limit" if limit is None else f"{limit:g} W"
     typer.echo(
@@ -36,10 +36,8 @@ def approve(
     )
 
 
-def _post(url: str, body: dict[str, Any], key: str | None) -> Any:
-    headers = {"Content-Type": "application/json"}
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
+def _post(url: str, body: dict[str, Any]) -> Any:
+    headers = {"Content-Type": "application/json", **authorization()}
     request = urllib.request.Request(  # noqa: S310
         url.rstrip("/") + PATH, json.dumps(body).encode(), headers
     )

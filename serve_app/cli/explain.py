@@ -72,9 +72,7 @@ def explain(
         raise typer.Exit(1)
 
 
-def _from_records(
-    url: str, log: Path | None, last: int, *, replay: bool, as_json: bool
-) -> None:
+def _from_records(url: str, log: Path | None, last: int, *, replay: bool, as_json: bool) -> None:
     """Explain, or decide again, from the records alone."""
     from serve_app.cli.decision_tables import show_decisions, show_replay
     from serve_app.decisions.log import Decisions, read_decisions

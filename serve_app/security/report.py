@@ -11,7 +11,7 @@ from serve_app.observers.gate_metrics import GATE_METRICS
 from serve_app.security.refusals import REASONS
 
 if TYPE_CHECKING:
-    from serve_app.ledger import Family
+    from serve_app.push import Family
     from serve_app.security.gate import Gate
     from serve_app.settings import EnergySettings
 

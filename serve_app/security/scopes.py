@@ -13,6 +13,8 @@ from typing import Any
 
 from starlette._utils import get_route_path  # what Starlette's router itself goes by
 
+from serve_app.web.assets import ASSETS
+
 
 class Scope(StrEnum):
     """What an API key may be good for. None of them implies another."""
@@ -47,9 +49,12 @@ SCOPES: Mapping[str, Scope] = {
     "/energy": Scope.ENERGY,
     "/jouleserve/metrics": Scope.ENERGY,
     "/jouleserve/energy": Scope.ENERGY,
+    "/jouleserve/decisions": Scope.ENERGY,
+    "/jouleserve/approve": Scope.ADMIN,
 }
-# Health checks of load balancers, which have no key; these paths alone.
-PUBLIC = frozenset({"/health", "/ping"})
+# Health checks of load balancers, which have no key, and the page, which holds nothing and asks for
+# the key that its data need; these paths alone.
+PUBLIC = frozenset({"/health", "/ping", "/energy", *(f"/energy/assets/{name}" for name in ASSETS)})
 _MOST_SEGMENTS = max(path.count("/") for path in SCOPES)
 
 

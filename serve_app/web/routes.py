@@ -17,6 +17,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from serve_app.api_errors import error_response
+from serve_app.web.assets import ASSETS
+
+__all__ = ["ASSETS", "View", "add_routes"]
 
 View = Callable[..., Awaitable[Any]]  # (method of the ledger, its arguments) → its answer
 
@@ -31,7 +34,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-ASSETS = ("page.js", "page.css", "charts.js")
 
 
 async def exposition(view: View) -> Response:

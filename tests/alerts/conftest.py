@@ -1,6 +1,7 @@
-"""Makes the helpers of this folder importable."""
+"""Makes the helpers of this folder, and the shared ones, importable."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "fakes")]

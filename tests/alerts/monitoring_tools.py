@@ -1,11 +1,11 @@
 """Prometheus, promtool, Alertmanager and amtool: from PATH, or where scripts/test_tools.sh unpacks
 them. Without them the tests skip."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from installed import installed
 
 from serve_app.models.cache import cache_root
 
@@ -14,11 +14,7 @@ FOLDER = cache_root() / "tools" / "usr" / "bin"
 
 def find(*names: str) -> str | None:
     """The first of these programs that there is."""
-    for name in names:
-        for found in (shutil.which(name), shutil.which(name, path=str(FOLDER))):
-            if found:
-                return found
-    return None
+    return next(filter(None, map(installed, names)), None)
 
 
 def need(*names: str) -> str:

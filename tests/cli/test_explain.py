@@ -135,7 +135,7 @@ def test_a_log_is_explained_and_replayed_without_a_service(jouleserve, tmp_path)
     assert "no decision log" in result.stderr
 
 
-def test_a_key_goes_along_and_a_refusal_is_one_line(jouleserve, serving):
-    result = jouleserve("explain", "--url", serving(HELD), "--replay", "--key", "k")
+def test_a_refusal_is_one_line(jouleserve, serving):
+    result = jouleserve("explain", "--url", serving(HELD), "--replay")
     assert result.returncode == 2
     assert "/jouleserve/decisions answers 404" in result.stderr

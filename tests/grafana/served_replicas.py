@@ -26,13 +26,14 @@ from serve_app.accounting import EnergyAccountant
 from serve_app.actuators.base import LimitState
 from serve_app.engine.step_link import StepMessage, StepSender
 from serve_app.engine.tap import FinishedRequest
-from serve_app.ledger import LedgerState, Push, families_of
+from serve_app.ledger import LedgerState
 from serve_app.meters import EnergyMeter, Source
 from serve_app.meters.base import Anomaly
 from serve_app.meters.opening import MeterOptions
 from serve_app.observers.fleet_metrics import FLEET_LABELS, FLEET_METRICS
 from serve_app.observers.metrics import MetricSet
 from serve_app.observers.recorder import Recorder
+from serve_app.push import Push, families_of
 
 LABELS = {"application": "llm", "deployment": "EnergyLLMServer:m", "model": "m"}
 _SLO = SLO(ttft_s=1.0, tpot_s=0.1, percentile=0.99)

@@ -13,7 +13,7 @@ import pytest
 from certificates import self_signed
 
 from policies.core.errors import ConfigError
-from serve_app.cli.explain import _rows
+from serve_app.cli.explain import _limits
 from serve_app.launch import Deployment, Running
 from serve_app.security.asking import trusting
 
@@ -91,7 +91,7 @@ def test_only_the_certificate_of_the_file_is_trusted(tmp_path, tls):
 def test_explain_presents_the_key(monkeypatch):
     with serving() as port:
         monkeypatch.setenv("JOULESERVE_API_KEY", KEY)
-        assert _rows(f"http://127.0.0.1:{port}") == ENERGY["replicas"]
+        assert _limits(f"http://127.0.0.1:{port}") == ENERGY["replicas"]
         monkeypatch.setenv("JOULESERVE_API_KEY", "wrong")
         with pytest.raises(ConfigError, match="401"):
-            _rows(f"http://127.0.0.1:{port}")
+            _limits(f"http://127.0.0.1:{port}")

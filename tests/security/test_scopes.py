@@ -23,7 +23,13 @@ from serve_app.security.scopes import PUBLIC, SCOPES, Scope, routed_path, scope_
         ("/metricsx", Scope.ADMIN),  # vLLM mounts its metrics at whatever begins like that
         ("/jouleserve/energy", Scope.ENERGY),
         ("/jouleserve/approve", Scope.ADMIN),
-        ("/energy/tenants", Scope.ENERGY),
+        ("/jouleserve/decisions", Scope.ENERGY),
+        ("/energy", None),  # the page asks for the key itself
+        ("/energy/assets/page.js", None),
+        ("/energy/assets/another", Scope.ENERGY),
+        ("/energy/data", Scope.ENERGY),
+        ("/energy/decisions", Scope.ENERGY),
+        ("/energy/", Scope.ENERGY),
         ("/collective_rpc", Scope.ADMIN),
         ("/sleep", Scope.ADMIN),
         ("/", Scope.ADMIN),
@@ -46,9 +52,11 @@ def test_the_scope_of_a_path(path, scope):
 @given(st.text(alphabet="/.%vV1metricshealtponjuv_", max_size=40))
 def test_a_path_that_does_not_begin_with_an_entry_needs_admin(path):
     entries = [entry for entry in SCOPES if path == entry or path.startswith(entry + "/")]
-    if path not in PUBLIC and not entries:
+    if path in PUBLIC:
+        assert scope_of(path) is None
+    elif not entries:
         assert scope_of(path) is Scope.ADMIN
-    if entries:
+    else:
         assert scope_of(path) is SCOPES[max(entries, key=len)]
 
 

@@ -1,0 +1,3 @@
+"""The files of the page."""
+
+ASSETS = ("page.js", "page.css", "charts.js")
