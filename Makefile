@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.jouleserve-installed
 CPU_PROFILE := docs/results/profile-smollm2-135m-cpu
-PARALLEL := -n auto --maxprocesses 4
+# Three on two cores: some of the tests wait more than they compute.
+PARALLEL := -n 3
 DATA ?= ../shared/data
 # Nobody phones home, and no model hub is asked: the default model comes from a package.
 export HF_HUB_OFFLINE := 1
