@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published published-simulated rapl-wraps nvml-cycle metering-cost sim-speed sim-scale power-loop fidelity results decision-speed log-cost oracle-aiperf oracle-vidur audit sbom
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published published-simulated rapl-wraps nvml-cycle metering-cost sim-speed sim-scale power-loop two-nodes fidelity results decision-speed log-cost oracle-aiperf oracle-vidur audit sbom
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ sim-scale: $(STAMP) ## A week of 16.8 million requests over 300 and 1,000 replic
 
 power-loop: $(STAMP) ## Limits chosen against the default one: real engine, fake GPU (12 minutes; nothing else may run): writes docs/results/power-loop
 	$(BIN)/python tests/integration/power_loop.py --out docs/results/power-loop --readme README.md
+
+two-nodes: $(STAMP) ## One of two Ray nodes lost under load (5 minutes; nothing else may run): writes docs/results/two-nodes
+	$(BIN)/python tests/integration/two_nodes.py --out docs/results/two-nodes
 
 fidelity: $(STAMP) ## The simulator against the real engine (1 hour; nothing else may run): writes docs/results/fidelity-*
 	$(BIN)/python -m serve_app.fidelity --out docs/results/fidelity-smollm2-135m-cpu --readme README.md
