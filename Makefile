@@ -4,8 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.jouleserve-installed
 CPU_PROFILE := docs/results/profile-smollm2-135m-cpu
-# Three on two cores: some of the tests wait more than they compute.
-PARALLEL := -n 3
+PARALLEL := -n auto --maxprocesses 4
 DATA ?= ../shared/data
 # Nobody phones home, and no model hub is asked: the default model comes from a package.
 export HF_HUB_OFFLINE := 1
@@ -29,11 +28,11 @@ serve: $(STAMP) ## Serve the default model at http://127.0.0.1:8000 (Ctrl-C stop
 	@exec $(BIN)/jouleserve serve serve_config.yaml
 
 test: $(STAMP) ## All tests: those without Ray and vLLM in parallel, then those with them
-	@bash scripts/test_tools.sh; bash scripts/test_browser.sh
+	@$(BIN)/python -m serve_app.simulator.compiled & bash scripts/test_tools.sh; bash scripts/test_browser.sh; wait
 	$(BIN)/python -m pytest -m "not ray and not vllm" $(PARALLEL) && $(BIN)/python -m pytest -m "ray or vllm"
 
 test-fast: $(STAMP) ## The quick ones of the tests that start neither Ray nor vLLM
-	@bash scripts/test_tools.sh; bash scripts/test_browser.sh
+	@$(BIN)/python -m serve_app.simulator.compiled & bash scripts/test_tools.sh; bash scripts/test_browser.sh; wait
 	$(BIN)/python -m pytest -m "not ray and not vllm and not slow" $(PARALLEL)
 
 check: $(STAMP) ## Linters, types, import rules, generated docs

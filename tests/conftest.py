@@ -4,6 +4,11 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+from serve_app.simulator.compiled import folder
+
+# One place for all tests: compiling the simulator takes a minute, and `make test` has done it.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(folder()))
+
 settings.register_profile(
     "ci",
     max_examples=30,
