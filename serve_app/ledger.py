@@ -9,6 +9,7 @@ requests had been given becomes unattributed.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -99,7 +100,12 @@ class LedgerState:
 
     def decisions(self, last: int, now_s: float) -> list[dict[str, Any]]:
         """The last decisions, newest first, with what came of them."""
-        return self._book.rows(last, lambda key: self._account(key, now_s))
+        rows = self._book.rows(last, lambda key: self._account(key, now_s))
+        for row in rows:
+            key = f"{row['deployment']}#{row['replica']}"
+            if row["replica"] is not None and not self._alive(key, now_s):
+                row["in_force"] = False  # whoever it was for is gone
+        return rows
 
     def approve(self, decision: str) -> dict[str, Any]:
         """Let a waiting decision be acted on: `{"approved": its point}`, or `{"error", "status"}`
@@ -161,7 +167,7 @@ class LedgerState:
         return max([*self._seen_s.values(), *(seen_s for _, seen_s in others)], default=None)
 
     def _alive(self, key: str, now_s: float) -> bool:
-        return now_s - self._seen_s[key] <= _GONE_AFTER_S
+        return now_s - self._seen_s.get(key, -math.inf) <= _GONE_AFTER_S
 
     def energy(self, now_s: float) -> dict[str, Any]:
         """The application's books and replicas: `meter_joules` = attributed + open + idle +

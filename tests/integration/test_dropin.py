@@ -112,11 +112,12 @@ def test_the_ingress_is_rays_with_two_routes_more(rays, ours):
 
 
 @pytest.fixture
-def said(caplog):
-    """What goes to Serve's logger, which keeps its lines to itself once Ray has set it up."""
+def said(caplog, capfd):
+    """Says what goes to Serve's logger. Ray sets it up when it likes, throws other handlers out and
+    writes to the standard error."""
     logger = logging.getLogger("ray.serve")
     logger.addHandler(caplog.handler)
-    yield caplog
+    yield lambda: caplog.text + capfd.readouterr().err
     logger.removeHandler(caplog.handler)
 
 
@@ -129,7 +130,7 @@ def test_what_the_user_chose_stays(said):
     scaling = model["deployment_config"]["autoscaling_config"]
     scaling |= {"downscale_delay_s": 77.0, "policy": {"policy_function": "os:getcwd"}}
     config = built(build_openai_app, application)["EnergyLLMServer:smollm2-135m-instruct"]
-    assert "does not choose replicas" in said.text
+    assert "does not choose replicas" in said()
     assert options(config)["autoscaling_config"]["downscale_delay_s"] == 77.0
     kept = config.init_kwargs["llm_config"].engine_kwargs["scheduler_cls"]
     assert kept == "vllm.v1.core.sched.scheduler.Scheduler"

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
-FOLDER = str(Path(__file__).parent)
-if FOLDER not in sys.path:
-    sys.path.insert(0, FOLDER)
+HERE = Path(__file__).parent
+for folder in map(str, (HERE, HERE.parent / "web", HERE.parent / "decisions")):
+    if folder not in sys.path:
+        sys.path.insert(0, folder)

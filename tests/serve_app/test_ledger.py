@@ -2,6 +2,7 @@
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from told import told_ledger
 
 from serve_app.ledger import LedgerState
 from serve_app.meters import Device, DeviceKind, DeviceReading, Source
@@ -179,3 +180,10 @@ def test_the_gates_of_the_application_are_in_the_exposition():
     assert values(60.0) == {"jouleserve_http_refused_requests_total": 5.0}
     assert state.last_push_s() == 2.0
     assert state.energy(3.0)["num_replicas"] == 0
+
+
+def test_a_decision_of_a_replica_that_is_gone_is_not_in_force():
+    ledger, now_s = told_ledger(3)
+    assert [row["in_force"] for row in ledger.decisions(9, now_s)] == [True, True, False, False]
+    later = ledger.decisions(9, now_s + 60.0)
+    assert [(row["replica"], row["in_force"]) for row in later if row["in_force"]] == [(None, True)]
