@@ -10,6 +10,7 @@ from pathlib import Path
 
 from browser import DESK, PHONE, Visit, browsing
 
+HEIGHT_PX = 1500  # from the top
 VIEWS = {"light": (DESK, "light"), "dark": (DESK, "dark"), "phone": (PHONE, "light")}
 
 
@@ -24,7 +25,8 @@ def main():
             visit = Visit(browser, options.url, viewport, scheme)
             visit.wait_for_charts()
             visit.page.wait_for_timeout(1000)
-            visit.page.screenshot(path=options.out / f"{name}.png", full_page=True)
+            part = {"x": 0, "y": 0, "width": viewport["width"], "height": HEIGHT_PX}
+            visit.page.screenshot(path=options.out / f"{name}.png", full_page=True, clip=part)
             assert not visit.complaints, visit.complaints
             visit.context.close()
             print(options.out / f"{name}.png")
