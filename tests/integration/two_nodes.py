@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 
 import yaml
@@ -64,7 +65,11 @@ def get(port, path, timeout_s=10):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
         connection.request("GET", path)
-        return json.loads(connection.getresponse().read())
+        response = connection.getresponse()
+        text = response.read()
+        if response.status != HTTPStatus.OK:
+            raise ConnectionError(f"{path} answers {response.status}")
+        return json.loads(text)
     finally:
         connection.close()
 
