@@ -266,14 +266,19 @@ def test_a_rotated_audit_file_is_begun_anew(client, agent):
 def test_drift_is_seen_and_said_and_not_fought(fake, client, agent):
     lease = acquire(client)["lease"]
     writes = fake.state.dev[0].n_set_limit
-    for step in range(3):
-        fake.state.dev[0].limit_mw = (450_000, 500_000)[step % 2]
-        wait_for(lambda: client.renew(lease)["gpus"][0]["state"] == "drift", timeout_s=3.0)
-        client.renew(lease, watts=310.0 + step)
-        time.sleep(1.0)
+    theirs = [450.0, 500.0, 450.0]
+
+    def seen():
+        return [one["limit_watts"] for one in events(agent) if one["event"] == "drift"]
+
+    for step, limit_watts in enumerate(theirs):
+        fake.state.dev[0].limit_mw = round(1e3 * limit_watts)
+        wait_for(lambda wanted=theirs[: step + 1]: seen() == wanted, timeout_s=5.0)
+        answer = client.renew(lease, watts=310.0 + step)
+        assert answer["gpus"][0]["state"] == "drift"
+    time.sleep(1.5)  # a second to fight back in
     assert fake.state.dev[0].n_set_limit == writes
-    drifts = [one for one in events(agent) if one["event"] == "drift"]
-    assert [one["limit_watts"] for one in drifts] == [450.0, 500.0, 450.0]
+    assert seen() == theirs
     client.release(lease)
     wait_for(lambda: not agent.state.exists())
     assert watts(fake)[0] == 450.0  # theirs
