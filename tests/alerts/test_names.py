@@ -67,7 +67,6 @@ def without_variables(expr: str) -> str:
     return re.sub(r"\$\{?\w+(?::\w+)?\}?", "1", expr)
 
 
-@pytest.mark.skipif(not DASHBOARDS, reason="configs/grafana has no dashboard")
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.name)
 def test_dashboards_read_what_is_exported_or_recorded(file):
     series = dict(known())

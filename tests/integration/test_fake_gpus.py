@@ -1,7 +1,7 @@
 """Four fake GPUs under Ray, two replicas with a real engine: each meters its own GPU, and the fleet's
 joules are those of the GPUs, over a load with one replica killed and one GPU lost on the way.
 
-JOULESERVE_FLEET_LOAD_S: seconds of load, 30 where it is not set; 180 is the full proof.
+JOULESERVE_FLEET_LOAD_S: seconds of load, 45 where it is not set; 180 is the full proof.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from serve_checks import PARIS, check_books
 from serve_app.bench.options import BenchOptions
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(560)]
-LOAD_S = float(os.environ.get("JOULESERVE_FLEET_LOAD_S", "30"))
+LOAD_S = float(os.environ.get("JOULESERVE_FLEET_LOAD_S", "45"))
 LIMITS_LOAD_S = 20.0
 TICKS_S = 2.0  # some ticks of the replicas (0.5 s each) and their way to the ledger
 HELD_WATTS = 150  # at the loss: what its last, open interval costs at most is known

@@ -99,12 +99,12 @@ def honest(agent):
 
 
 def quick(took):
-    """Most within what is asked, and no answer that waited for a hostile client. Other tests run
-    beside this one: `flood.py` is the measurement."""
+    """Nine of ten within what is asked, and no answer that waited for a hostile client: the machine
+    itself takes a tenth of a second now and then."""
     ordered = sorted(took)
     assert len(ordered) >= 10
-    assert ordered[int(0.7 * len(ordered))] <= QUICK_S, ordered
-    assert ordered[-1] <= 20 * QUICK_S, ordered
+    assert ordered[int(0.9 * len(ordered))] <= QUICK_S, ordered
+    assert ordered[-1] <= 10 * QUICK_S, ordered
 
 
 @pytest.mark.parametrize("line", MALFORMED)

@@ -117,5 +117,5 @@ def test_whatever_is_killed_whenever_what_was_found_is_back_in_time(tmp_path):
     assert len(points) == POINTS
     late = [point for point in points if point[3] > TTL_S + GRACE_S]
     assert late == []
-    assert sum(moved for _, _, moved, _ in points) > POINTS / 8  # many kills came under a limit
+    assert sum(moved for _, _, moved, _ in points) > POINTS / 4  # most kills came under a limit
     print(f"{POINTS} kills: all was back after {max(p[3] for p in points):.2f} s at most")
