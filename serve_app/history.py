@@ -49,10 +49,13 @@ class History:
         self._last_s[deployment] = now_s
         self._samples.setdefault(deployment, deque(maxlen=_KEPT)).append(sample)
 
-    def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """Per deployment, oldest first: the samples with `joules_per_request`, `requests_per_s` and
-        `attainment_ratio` over the minute before each."""
-        return {name: with_rates(samples) for name, samples in self._samples.items()}
+    def rows(self, since_utc_s: float = 0.0) -> dict[str, list[dict[str, Any]]]:
+        """Per deployment, oldest first: the samples after `since_utc_s` with `joules_per_request`,
+        `requests_per_s` and `attainment_ratio` over the minute before each."""
+        return {
+            name: [row for row in with_rates(samples) if row["time_utc_s"] > since_utc_s]
+            for name, samples in self._samples.items()
+        }
 
 
 def with_rates(samples: Iterable[Sample]) -> list[dict[str, Any]]:

@@ -62,9 +62,9 @@ class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types 
         """An operator's yes to a decision that waits."""
         return await routes.approve(_from_ledger, approval)
 
-    async def energy_data(self, last: int = 20) -> Response:
+    async def energy_data(self, last: int = 20, since_utc_s: float = 0.0) -> Response:
         """What the page shows."""
-        return await routes.page_data(_from_ledger, last)
+        return await routes.page_data(_from_ledger, last, since_utc_s)
 
     async def energy_page(self) -> Response:
         """The live page."""

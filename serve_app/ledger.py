@@ -124,8 +124,9 @@ class LedgerState:
         """The last decisions with all that they were made from, and the profiles."""
         return self._book.records(last)
 
-    def page(self, last: int, now_s: float) -> dict[str, Any]:
-        """What the page shows: the books and replicas, an hour, decisions, requests."""
+    def page(self, last: int, since_utc_s: float, now_s: float) -> dict[str, Any]:
+        """What the page shows: the books and replicas, the hour as far as it is newer than
+        `since_utc_s`, decisions, requests."""
         fleet = [asdict(row) for row in self.fleet_rows(now_s)]
         for row in fleet:
             del row["decisions"]
@@ -133,7 +134,7 @@ class LedgerState:
             "time_utc_s": time.time(),
             "energy": self.energy(now_s),
             "fleet": fleet,
-            "history": self._history.rows(),
+            "history": self._history.rows(since_utc_s),
             "decisions": [told(row) for row in self.decisions(last, now_s)],
             "requests": list(self._requests)[::-1][:last],
         }
@@ -291,8 +292,8 @@ class Ledger:
         if lines:
             self._state.decide(lines, profiles, settings, time.monotonic())
 
-    def page(self, last: int = 20) -> dict[str, Any]:
-        return self._state.page(last, time.monotonic())
+    def page(self, last: int, since_utc_s: float) -> dict[str, Any]:
+        return self._state.page(last, since_utc_s, time.monotonic())
 
     def decisions(self, last: int = 50) -> list[dict[str, Any]]:
         return self._state.decisions(last, time.monotonic())

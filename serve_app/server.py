@@ -26,7 +26,7 @@ from serve_app.admission import error_of, refusal
 from serve_app.control_loop import ControlLoop, Replica
 from serve_app.deciders import Serving, policy_for
 from serve_app.decisions.feed import profiles_of
-from serve_app.decisions.log import lines_of
+from serve_app.decisions.record import lines_of
 from serve_app.engine import ray_server
 from serve_app.engine.access import warm_up
 from serve_app.engine.step_link import SOCKET_ENV, StepEvent

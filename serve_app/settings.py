@@ -299,11 +299,18 @@ def find_profile(name: str) -> Path:
 
 def request_log_folder(folder: str | None = None) -> Path:
     """Where request logs go: `folder`, else `jouleserve/requests` in the user's state folder."""
-    if folder is not None:
-        return Path(folder).expanduser()
+    return _state_folder("requests") if folder is None else Path(folder).expanduser()
+
+
+def decision_log_folder(folder: str | None = None) -> Path:
+    """Where decision logs go: `folder`, else `jouleserve/decisions` in the user's state folder."""
+    return _state_folder("decisions") if folder is None else Path(folder).expanduser()
+
+
+def _state_folder(name: str) -> Path:
     state = os.environ.get("XDG_STATE_HOME", "")
     root = Path(state) if Path(state).is_absolute() else Path("~/.local/state").expanduser()
-    return root / "jouleserve" / "requests"
+    return root / "jouleserve" / name
 
 
 def api_key() -> str | None:

@@ -107,9 +107,8 @@ def _instead(log: Path | None, requests: Path | None, minutes: float, *, as_json
 
     from serve_app.decisions.counterfactual import counterfactual, sentences
     from serve_app.decisions.log import read_decisions
-    from serve_app.decisions.settings import decision_log_folder
     from serve_app.request_log.reader import ReadCounts, read_rows
-    from serve_app.settings import request_log_folder
+    from serve_app.settings import decision_log_folder, request_log_folder
 
     decisions = read_decisions(log or decision_log_folder())
     rows = read_rows(requests or request_log_folder(), ReadCounts())

@@ -9,6 +9,7 @@ from policies.core.errors import EnergyServeError
 from policies.core.types import Mode, OperatingPoint
 from serve_app.decisions.record import Record, point_of
 
+_KEPT_OWNERS = 2048  # replicas come and go
 VALID_S = 900.0  # an older proposal was made for another load
 
 
@@ -52,7 +53,10 @@ class Approvals:
         point = point_of(record.decision, "proposed")
         if record.replica is None and point.num_replicas < 1:
             raise NotApproved(f"{record.id}: without a replica nobody could approve a start")
+        self._points.pop(record.key, None)  # the newest is the last
         self._points[record.key] = (record.id, point)
+        while len(self._points) > _KEPT_OWNERS:
+            del self._points[next(iter(self._points))]
         return point
 
     def of(self, deployment: str, replica: str) -> Approved:

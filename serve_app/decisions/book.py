@@ -6,19 +6,20 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from policies.core.errors import ConfigError
 from serve_app.decisions.approval import Approvals
 from serve_app.decisions.log import DecisionLog, outcome_line
-from serve_app.decisions.record import Record, alternatives_of, read_record
-from serve_app.decisions.settings import DecisionLogSettings, decision_log_folder
+from serve_app.decisions.record import Record, alternatives_of, read_record, row_of
+from serve_app.decisions.settings import DecisionLogSettings
+from serve_app.settings import decision_log_folder
 
 log = logging.getLogger("ray.serve")
 
 _KEPT = 512
 _KEPT_PROFILES = 16
+_KEPT_OWNERS = 2048  # replicas come and go
 Key = tuple[str, str | None]
 
 
@@ -63,7 +64,8 @@ class DecisionBook:
         self._application = application
         self._records: deque[Record] = deque(maxlen=_KEPT)
         self._outcomes: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._open: dict[Key, tuple[str, Account | None]] = {}
+        self._alternatives: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()
+        self._open: OrderedDict[Key, tuple[str, Account | None]] = OrderedDict()
         self.approvals = Approvals()
         self._log: DecisionLog | None = None
         self._log_settings: DecisionLogSettings | None = None
@@ -80,8 +82,7 @@ class DecisionBook:
         for fingerprint, data in profiles.items():
             self.profiles[fingerprint] = data
             self.profiles.move_to_end(fingerprint)
-            while len(self.profiles) > _KEPT_PROFILES:
-                self.profiles.popitem(last=False)
+            _keep(self.profiles, _KEPT_PROFILES)
             if self._log is not None:
                 self._log.profile(fingerprint, data)
         for line in lines:
@@ -101,11 +102,12 @@ class DecisionBook:
             came = outcome(then, now)
             if came is not None:
                 self._outcomes[before] = came
-                while len(self._outcomes) > _KEPT:
-                    self._outcomes.popitem(last=False)
+                _keep(self._outcomes, _KEPT)
                 if self._log is not None:
                     self._log.line(outcome_line(before, came))
         self._open[record.key] = (record.id, now)
+        self._open.move_to_end(record.key)
+        _keep(self._open, _KEPT_OWNERS)
         self._records.append(record)
         if self._log is not None:
             self._log.line(line)
@@ -132,37 +134,25 @@ class DecisionBook:
     def rows(self, last: int, accounts: Accounts) -> list[dict[str, Any]]:
         """The last decisions for people, newest first: the flat decision, the alternatives, and
         what came of it, up to now where it is still in force."""
-        found = []
         approved = set(self.approvals.ids().values())
-        for record in list(self._records)[::-1][: max(last, 0)]:
-            came = self._outcomes.get(record.id)
-            open_id, then = self._open.get(record.key, ("", None))
-            in_force = open_id == record.id
-            if in_force:
-                came = outcome(then, accounts(record.key))
-            found.append(
-                {
-                    "id": record.id,
-                    "time_utc_s": record.time_utc_s,
-                    "deployment": record.deployment,
-                    "replica": record.replica,
-                    "in_force": in_force,
-                    "slo_ttft_s": record.settings.slo.ttft_s,
-                    "slo_tpot_s": record.settings.slo.tpot_s,
-                    "mode": record.settings.mode.value,
-                    "approved": record.id in approved,
-                    "decision": record.decision,
-                    "alternatives": self._alternatives(record),
-                    "outcome": came,
-                }
-            )
-        return found
+        return [
+            self._row(record, accounts) | {"approved": record.id in approved}
+            for record in list(self._records)[::-1][: max(last, 0)]
+        ]
 
-    def _alternatives(self, record: Record) -> list[dict[str, Any]]:
-        profile = self.profiles.get(record.profile or "")
-        if profile is None or record.profile is None:
-            return []
-        return _alternatives(_Told(record, profile))
+    def _row(self, record: Record, accounts: Accounts) -> dict[str, Any]:
+        open_id, then = self._open.get(record.key, ("", None))
+        in_force = open_id == record.id
+        came = outcome(then, accounts(record.key)) if in_force else self._outcomes.get(record.id)
+        row = row_of(record, self._alternatives_of(record), came)
+        return row | {"in_force": in_force}
+
+    def _alternatives_of(self, record: Record) -> list[dict[str, Any]]:
+        """Worked out once, when somebody looks."""
+        if record.id not in self._alternatives:
+            self._alternatives[record.id] = alternatives_of(record, self.profiles)
+            _keep(self._alternatives, _KEPT)
+        return self._alternatives[record.id]
 
     def records(self, last: int) -> dict[str, Any]:
         """The last records as they were taken, oldest first, and their profiles."""
@@ -174,22 +164,7 @@ class DecisionBook:
         }
 
 
-class _Told:
-    """A record and its profile, told apart by the record's id."""
-
-    __slots__ = ("profile", "record")
-
-    def __init__(self, record: Record, profile: dict[str, Any]) -> None:
-        self.record, self.profile = record, profile
-
-    def __hash__(self) -> int:
-        return hash(self.record.id)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Told) and other.record.id == self.record.id
-
-
-@lru_cache(maxsize=_KEPT)
-def _alternatives(told: _Told) -> list[dict[str, Any]]:
-    record = told.record
-    return alternatives_of(record, {str(record.profile): told.profile})
+def _keep(held: OrderedDict[Any, Any], most: int) -> None:
+    """Forget the oldest."""
+    while len(held) > most:
+        held.popitem(last=False)

@@ -15,11 +15,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from policies.core.control import decision_to_dict
-from policies.core.types import ControlSettings, ControlState, Decision, Knob, Mode, Observation
+from policies.core.types import (
+    ControlSettings,
+    ControlState,
+    Decision,
+    Knob,
+    Mode,
+    Observation,
+    OperatingPoint,
+)
 from policies.model.fitted import FittedModel
 from policies.model.online import Correction, fingerprint
 from serve_app.deciders import Serving
-from serve_app.decisions.record import Record
+from serve_app.decisions.record import Record, lines_of
 from serve_app.decisions.settings import DecisionLogSettings
 from serve_app.settings import EnergySettings
 
@@ -52,12 +60,17 @@ class Changes:
     def is_new(self, decision: Decision, mode: Mode = Mode.ACTIVE) -> bool:
         """Whether this one is to be recorded."""
         said = decision.notes[0].partition(" ")[0] if decision.notes else ""
-        key = (decision.chosen, decision.proposed, decision.reason, said, mode)
+        key = (_knobs(decision.chosen), _knobs(decision.proposed), decision.reason, said, mode)
         since_s = decision.time_s - self._last_s
         if key == self._last and 0.0 <= since_s < AGAIN_S:
             return False
         self._last, self._last_s = key, decision.time_s
         return True
+
+
+def _knobs(point: OperatingPoint) -> tuple[Any, ...]:
+    """Without what the router is told, which follows every lesson of the margins."""
+    return point.num_replicas, point.max_num_active_seqs, point.power_limit_watts
 
 
 def profiles_of(model: FittedModel | None) -> dict[str, dict[str, Any]]:
@@ -74,10 +87,10 @@ def record_of(
 ) -> Record:
     """The record of a decision that is made now. Trusts its parts: nothing is validated."""
     deployment, replica = owner
-    now_utc_s = time.time()
+    now_ns = time.time_ns()  # one process decides about all fleets, more than once a millisecond
     return Record.model_construct(
-        id=f"{replica or 'fleet'}-{int(1e3 * now_utc_s):x}",
-        time_utc_s=now_utc_s,
+        id=f"{replica or 'fleet'}-{now_ns:x}",
+        time_utc_s=1e-9 * now_ns,
         deployment=deployment,
         replica=replica,
         policy=energy.policy,
@@ -160,7 +173,7 @@ class FleetFeed:
                         log.warning("the ledger does not hear of decisions", exc_info=True)
 
     def _hand_over(self, news: FleetNews, records: list[FleetNews]) -> None:
-        lines = [one.record.model_dump_json() for one in records if one.record is not None]
+        lines = lines_of(one.record for one in records if one.record is not None)
         profiles = profiles_of(news.model) if lines else {}
         self._send(news.row, lines, profiles, news.log)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -127,8 +127,3 @@ def _profile_line(fingerprint: str, data: Mapping[str, Any]) -> str:
 
 def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-
-
-def lines_of(records: Iterable[Record]) -> list[str]:
-    """The records as lines."""
-    return [record.model_dump_json() for record in records]

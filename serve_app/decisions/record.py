@@ -7,7 +7,7 @@ The policy is pure, so a record that holds its inputs exactly gives the same dec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -59,6 +59,32 @@ class Record(BaseModel):
     def key(self) -> tuple[str, str | None]:
         """Whose decision it is."""
         return self.deployment, self.replica
+
+
+def lines_of(records: Iterable[Record]) -> list[str]:
+    """The records as lines."""
+    return [record.model_dump_json() for record in records]
+
+
+def row_of(
+    record: Record, alternatives: list[dict[str, Any]], outcome: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A record for people and the API: the flat decision, what else could have been, what came."""
+    slo = record.settings.slo
+    return {
+        "id": record.id,
+        "time_utc_s": record.time_utc_s,
+        "deployment": record.deployment,
+        "replica": record.replica,
+        "in_force": False,
+        "approved": False,
+        "slo_ttft_s": slo.ttft_s,
+        "slo_tpot_s": slo.tpot_s,
+        "mode": record.settings.mode.value,
+        "decision": record.decision,
+        "alternatives": alternatives,
+        "outcome": outcome,
+    }
 
 
 def read_record(line: str | bytes) -> Record:

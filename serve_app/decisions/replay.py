@@ -6,7 +6,7 @@ from typing import Any
 
 from policies.core.errors import EnergyServeError
 from serve_app.decisions.log import Decisions
-from serve_app.decisions.record import alternatives_of, differences, replayed
+from serve_app.decisions.record import alternatives_of, differences, replayed, row_of
 from serve_app.decisions.words import told
 
 
@@ -37,20 +37,6 @@ def verdicts(found: Decisions, last: int) -> list[dict[str, Any]]:
 def rows_of(found: Decisions, last: int) -> list[dict[str, Any]]:
     """The last records, newest first, as the ledger tells them."""
     return [
-        told(
-            {
-                "id": record.id,
-                "time_utc_s": record.time_utc_s,
-                "deployment": record.deployment,
-                "replica": record.replica,
-                "in_force": False,
-                "slo_ttft_s": record.settings.slo.ttft_s,
-                "slo_tpot_s": record.settings.slo.tpot_s,
-                "mode": record.settings.mode.value,
-                "decision": record.decision,
-                "alternatives": alternatives_of(record, found.profiles),
-                "outcome": found.outcomes.get(record.id),
-            }
-        )
-        for record in (found.records[-last:] if last else [])[::-1]
+        told(row_of(one, alternatives_of(one, found.profiles), found.outcomes.get(one.id)))
+        for one in (found.records[-last:] if last else [])[::-1]
     ]

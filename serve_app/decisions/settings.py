@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -20,12 +17,3 @@ class DecisionLogSettings(BaseModel):
     max_bytes: int = Field(
         default=256 << 20, ge=1 << 20, description="of all files of one application"
     )
-
-
-def decision_log_folder(folder: str | None = None) -> Path:
-    """Where decision logs go: `folder`, else `jouleserve/decisions` in the user's state folder."""
-    if folder is not None:
-        return Path(folder).expanduser()
-    state = os.environ.get("XDG_STATE_HOME", "")
-    root = Path(state) if Path(state).is_absolute() else Path("~/.local/state").expanduser()
-    return root / "jouleserve" / "decisions"

@@ -46,9 +46,9 @@ async def energy(view: View) -> Response:
     return JSONResponse(await view("energy"))
 
 
-async def page_data(view: View, last: int = 20) -> Response:
-    """What the page shows."""
-    return JSONResponse(await view("page", within(last)))
+async def page_data(view: View, last: int = 20, since_utc_s: float = 0.0) -> Response:
+    """What the page shows; of the hour what is newer than `since_utc_s`."""
+    return JSONResponse(await view("page", within(last), since_utc_s))
 
 
 async def decisions(view: View, last: int = 50) -> Response:
@@ -76,7 +76,7 @@ async def approve(view: View, approval: Approval) -> Response:
 
 
 def within(last: int) -> int:
-    """`last` inside what is kept; 422 in OpenAI's shape is not worth it for a reader."""
+    """`last` as far as so many are kept."""
     return min(max(last, 0), MOST)
 
 
@@ -132,8 +132,8 @@ def add_routes(app: Any, view: View) -> None:
         return await approve(view, approval)
 
     @app.get("/energy/data")  # type: ignore[untyped-decorator]
-    async def _data(last: int = 20) -> Response:
-        return await page_data(view, last)
+    async def _data(last: int = 20, since_utc_s: float = 0.0) -> Response:
+        return await page_data(view, last, since_utc_s)
 
     @app.get("/energy")  # type: ignore[untyped-decorator]
     async def _page() -> Response:

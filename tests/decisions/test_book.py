@@ -88,3 +88,19 @@ def test_a_folder_that_cannot_be_made_costs_the_log_alone(tmp_path, caplog):
     book.take([one.model_dump_json()], PROFILES, settings, {}.get)
     assert len(book.rows(5, {}.get)) == 1
     assert "no decision log in" in caplog.text
+
+
+def test_owners_that_come_and_go_do_not_fill_the_memory():
+    book = DecisionBook()
+    (one,) = records([seen(1.0, 10.0)])
+    line = one.model_dump_json()
+    for number in range(2100):
+        book.take(
+            [line.replace('"replica":"r0","policy"', f'"replica":"x{number}","policy"')],
+            {},
+            OFF,
+            {}.get,
+        )
+    assert book.refused == 0
+    assert len(book._open) == 2048
+    assert next(reversed(book._open)) == (one.deployment, "x2099")

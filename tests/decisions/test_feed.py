@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from recorded import CORRECTION, FLEET, MODEL, SERVING, SETTINGS, records, seen
 
-from policies.core.types import ControlState, Decision, OperatingPoint, Reason
+from policies.core.types import ControlState, Decision, Mode, OperatingPoint, Reason
 from policies.model.online import fingerprint
 from serve_app.decisions.feed import (
     AGAIN_S,
@@ -45,6 +45,10 @@ def test_what_is_the_same_as_the_last_is_recorded_once_a_minute():
     assert not changes.is_new(again)
     assert changes.is_new(replace(again, time_s=4.0 + AGAIN_S))
     assert changes.is_new(replace(again, time_s=1.0))  # another clock
+    # What the router is told follows every lesson: once a minute is enough.
+    told = replace(POINT, power_limit_watts=300.0, pack_seqs=9, pack_tokens=900)
+    assert not changes.is_new(replace(again, time_s=2.0, chosen=told, proposed=told))
+    assert changes.is_new(replace(again, time_s=2.0), Mode.APPROVE)
 
 
 def test_a_record_made_in_haste_is_one_that_can_be_read():
@@ -57,6 +61,8 @@ def test_a_record_made_in_haste_is_one_that_can_be_read():
     read = read_record(made.model_dump_json())
     assert read == made
     assert read.id.startswith("fleet-")
+    other = record_of(decided(1.0), asked, EnergySettings(), MODEL, ("e", None))
+    assert other.id != made.id  # approved by id: two fleets in one millisecond are two
     assert read.profile == fingerprint(MODEL)
 
 

@@ -37,7 +37,7 @@ class Visit:
     def __init__(self, browser, url, viewport=DESK, scheme="light"):
         self.context = browser.new_context(viewport=viewport, color_scheme=scheme)
         self.page = self.context.new_page()
-        self.complaints, self.strangers = [], []
+        self.complaints, self.strangers, self.asked = [], [], []
         self.page.on(
             "console", lambda m: self.complaints.append(m.text) if m.type == "error" else None
         )
@@ -48,6 +48,7 @@ class Visit:
                 None if r.url.startswith((url, "data:", "blob:")) else self.strangers.append(r.url)
             ),
         )
+        self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(f"{url}/energy", wait_until="load")
 
     def shown(self, label):

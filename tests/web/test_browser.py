@@ -81,6 +81,11 @@ def test_it_shows_what_the_ledger_says_and_needs_nobody_else(site, browser, sche
     assert page.locator("#decisions details[open] tr").count() > 1
     page.wait_for_timeout(2500)  # the next answer leaves it open
     assert page.locator("#decisions details[open]").count() == 1
+    # It asks for what is new, and shows all that it was ever told.
+    asked = [url for url in visit.asked if "/energy/data" in url]
+    assert asked[0].endswith("since_utc_s=0")
+    assert float(asked[-1].partition("since_utc_s=")[2]) > 1e9
+    assert page.evaluate("document.getElementById('draw').data[0].x.length") == 40
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(251, 251, 250)", "dark": "rgb(20, 23, 26)"}[scheme]
     page.screenshot(path=tmp_path / f"{scheme}.png", full_page=True)

@@ -61,6 +61,13 @@ def test_the_data_of_the_page_agree_with_the_metrics(client):
     assert [row["replica"] for row in data["decisions"]] == [None, "r0", "r0", "r0"]
 
 
+def test_of_the_hour_only_what_is_new_is_sent_again(client):
+    rows = client.get("/energy/data").json()["history"][DEPLOYMENT]
+    since = rows[-3]["time_utc_s"]
+    again = client.get(f"/energy/data?since_utc_s={since!r}").json()["history"][DEPLOYMENT]
+    assert again == rows[-2:]  # with the rates of the minute before, which is not sent
+
+
 def test_decisions_come_in_words_with_alternatives_and_outcomes(client):
     rows = client.get("/energy/decisions").json()
     newest = rows[1]

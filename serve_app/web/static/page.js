@@ -2,10 +2,12 @@
 // Reads energy/data every two seconds and shows it. Values that nobody knows are "unavailable".
 
 const EVERY_MS = 2000;
+const HOUR_S = 3600;
 const UNKNOWN = "unavailable";
 const at = (id) => document.getElementById(id);
 let chosen = null;
 let answeredMs = null;
+let hours = {};  // deployment -> its samples
 
 function figure(value, digits = 3) {
   if (value === null || value === undefined) return UNKNOWN;
@@ -164,8 +166,24 @@ function showReplicas(rows) {
   }));
 }
 
-function choose(data) {
-  const names = Object.keys(data.history);
+// The new samples behind those that are known, for an hour. A ledger that began anew knows others.
+function remember(data) {
+  const kept = {};
+  for (const [name, rows] of Object.entries(data.history)) {
+    const known = hours[name] || [];
+    const after = known.length ? known[known.length - 1].time_utc_s : 0;
+    const all = [...known, ...rows.filter((row) => row.time_utc_s > after)];
+    kept[name] = all.filter((row) => row.time_utc_s > data.time_utc_s - HOUR_S);
+  }
+  hours = kept;
+}
+
+function newest() {
+  return Math.min(...Object.values(hours).map((rows) => (rows.length ? rows[rows.length - 1].time_utc_s : 0)), Infinity);
+}
+
+function choose() {
+  const names = Object.keys(hours);
   if (!names.includes(chosen)) chosen = names[0] ?? null;
   at("choice").hidden = names.length < 2;
   const select = at("deployment");
@@ -176,8 +194,9 @@ function choose(data) {
 }
 
 function show(data) {
-  choose(data);
-  const rows = data.history[chosen] || [];
+  remember(data);
+  choose();
+  const rows = hours[chosen] || [];
   const replicas = data.energy.replicas.filter((row) => row.deployment === chosen);
   showTiles(data, rows, replicas);
   showCharts(rows);
@@ -195,7 +214,8 @@ async function ask() {
   const headers = {};
   const key = sessionStorage.getItem("key");
   if (key) headers.Authorization = `Bearer ${key}`;
-  const answer = await fetch("energy/data", { headers, cache: "no-store" });
+  const since = Number.isFinite(newest()) ? newest() : 0;
+  const answer = await fetch(`energy/data?since_utc_s=${since}`, { headers, cache: "no-store" });
   if (answer.status === 401 || answer.status === 403) {
     at("locked").hidden = false;
     throw new Error(key ? "this key may not read energy" : "a key is needed");
