@@ -16,6 +16,7 @@ Without the block: Ray's behaviour, Ray's deployment names, plus a meter.
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,11 @@ def _let_policy_scale(deployment: dict[str, Any], given: dict[str, Any]) -> None
     if "policy" in autoscaling:
         log.warning("autoscaling_config.policy is set: JouleServe does not choose replicas")
         return
+    # Ray drops the policy of an application that it builds again, and takes it up again only where
+    # the deployment is another one (ADR 0015): so no two builds are the same.
     policy = {
         "policy_function": POLICY,
-        "policy_kwargs": given,
+        "policy_kwargs": {**given, "built_ns": time.time_ns()},
     }
     deployment["autoscaling_config"] = {**NEUTRAL_AUTOSCALING, **autoscaling, "policy": policy}
 

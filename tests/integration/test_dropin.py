@@ -112,13 +112,17 @@ def test_the_ingress_is_rays_with_two_routes_more(rays, ours):
 
 
 @pytest.fixture
-def said(caplog, capfd):
-    """Says what goes to Serve's logger. Ray sets it up when it likes, throws other handlers out and
-    writes to the standard error."""
-    logger = logging.getLogger("ray.serve")
-    logger.addHandler(caplog.handler)
-    yield lambda: caplog.text + capfd.readouterr().err
-    logger.removeHandler(caplog.handler)
+def said(monkeypatch):
+    """Says what goes to Serve's logger, whose handlers Ray throws out when it sets the logger up."""
+    logger, lines = logging.getLogger("ray.serve"), []
+    handle = logger.handle
+
+    def heard(record):
+        lines.append(record.getMessage())
+        handle(record)
+
+    monkeypatch.setattr(logger, "handle", heard)
+    return lambda: "\n".join(lines)
 
 
 def test_what_the_user_chose_stays(said):
@@ -143,7 +147,14 @@ def test_the_energy_block_brings_policy_and_neutral_delays():
     scaling = options(deployments["EnergyLLMServer:smollm2-135m-instruct"])["autoscaling_config"]
     assert (scaling["upscale_delay_s"], scaling["downscale_delay_s"]) == (0.0, 0.0)
     assert scaling["policy"]["policy_function"] == "serve_app.ray_policy:EnergyPolicy"
-    assert scaling["policy"]["policy_kwargs"]["profile"]["name"] == "planted"
+    given = scaling["policy"]["policy_kwargs"]
+    assert given["profile"]["name"] == "planted"
+    again = options(
+        built(build_openai_app, default_application())["EnergyLLMServer:smollm2-135m-instruct"]
+    )["autoscaling_config"]["policy"]["policy_kwargs"]
+    # Else Ray, building an unchanged application again, would never ask the policy any more.
+    assert again.pop("built_ns") > given.pop("built_ns")
+    assert again == given
 
 
 # ---- Ray's own commands

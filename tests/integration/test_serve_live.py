@@ -25,6 +25,10 @@ def fleet_decisions(service):
     return [json.loads(one) for one in marked]
 
 
+def fleet_ticks(service):
+    return service.counted("jouleserve_fleet_decisions_total")
+
+
 def test_the_joint_policy_decides_about_the_fleet_on_what_replicas_report(service):
     """It needs the lengths of 64 requests that a replica has reported, so ask as many."""
 
@@ -119,3 +123,6 @@ def test_a_typo_in_the_energy_block_is_refused_in_a_line_and_the_old_version_ser
     service.put(service.config)
     eventually(lambda: service.status()["status"] == "RUNNING", 60, "the good file is back")
     assert service.replica_pids() == pids
+    # Ray itself would ask no policy from here on.
+    asked = eventually(lambda: fleet_ticks(service), 30, "the fleet's policy is asked again")
+    eventually(lambda: fleet_ticks(service) > asked, 30, "and again")
