@@ -71,8 +71,8 @@ class EnergyPolicy:
     """Ray Serve autoscaling policy (a class: `policy_kwargs` are its arguments, JSON only).
 
     `settings`: the `energy:` block; `profile`: the fitted model as a dict, or None; `packed`:
-    whether the request router is ours; `built_ns`: when the application was built, so that Ray makes
-    a new policy after each build (ADR 0015).
+    whether the request router is ours; `built_ns`: when the application was built, only so that no
+    two builds give Ray the same (ADR 0015).
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class EnergyPolicy:
         settings: dict[str, Any] | None = None,
         profile: dict[str, Any] | None = None,
         packed: bool = False,
-        built_ns: int = 0,
+        built_ns: int = 0,  # noqa: ARG002
     ) -> None:
         self._energy = parse_energy(settings or {}, "policy_kwargs")
         source = "policy_kwargs.profile"
