@@ -75,7 +75,7 @@ def get(port, path, timeout_s=10):
 
 
 def serve_file(folder, port):
-    """serve_config.yaml with two replicas that cannot be on one node."""
+    """serve_config.yaml with two replicas, and two ingresses, that cannot be on one node."""
     config = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
     config["http_options"]["port"] = port
     args = config["applications"][0]["args"]
@@ -87,6 +87,8 @@ def serve_file(folder, port):
         "num_replicas": 2,
         "ray_actor_options": {"num_cpus": 0.25, "resources": {"engine": 0.5}},
     }
+    # Serve's proxy asks the ingress of its own node: each node has one.
+    args["ingress_deployment_config"] |= {"num_replicas": 2, "max_replicas_per_node": 1}
     args["energy"]["request_log"] = {"folder": str(folder / "requests")}
     args["energy"]["decision_log"] = {"folder": str(folder / "decisions")}
     path = folder / "serve.yaml"
