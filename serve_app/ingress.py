@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from fastapi import Response
+from fastapi import Request, Response
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.llm.ingress import OpenAiIngress
@@ -58,9 +58,9 @@ class EnergyIngress(OpenAiIngress):  # type: ignore[misc]  # Ray ships no types 
         """The last decisions, to be read."""
         return await routes.decisions(_from_ledger, last)
 
-    async def application_approve(self, approval: routes.Approval) -> Response:
+    async def application_approve(self, approval: routes.Approval, request: Request) -> Response:
         """An operator's yes to a decision that waits."""
-        return await routes.approve(_from_ledger, approval)
+        return await routes.approve(_from_ledger, approval, request)
 
     async def energy_data(self, last: int = 20, since_utc_s: float = 0.0) -> Response:
         """What the page shows."""

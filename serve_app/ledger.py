@@ -107,11 +107,11 @@ class LedgerState:
                 row["in_force"] = False  # whoever it was for is gone
         return rows
 
-    def approve(self, decision: str) -> dict[str, Any]:
+    def approve(self, decision: str, by: str | None) -> dict[str, Any]:
         """Let a waiting decision be acted on: `{"approved": its point}`, or `{"error", "status"}`
         where it cannot be."""
         try:
-            point = self._book.approvals.approve(self._book.find(decision), time.time())
+            point = self._book.approve(decision, by)
         except NotApproved as error:
             return {"error": str(error), "status": error.status}
         return {"approved": asdict(point)}
@@ -258,8 +258,8 @@ class Ledger:
         self._state.push(push, time.monotonic())
         return self._state.approved(push.deployment, push.replica)
 
-    def approve(self, decision: str) -> dict[str, Any]:
-        return self._state.approve(decision)
+    def approve(self, decision: str, by: str | None) -> dict[str, Any]:
+        return self._state.approve(decision, by)
 
     def gate(self, replica: str, families: list[Family]) -> None:
         self._state.gate(replica, families, time.monotonic())

@@ -22,6 +22,8 @@ def show_decisions(rows: Sequence[dict[str, Any]]) -> None:
         words, found = row["words"], row["decision"]
         owner = "the fleet" if row["replica"] is None else f"replica {row['replica']}"
         state = ", in force" if row["in_force"] else ""
+        if row["approved"]:
+            state += f", approved by {row['approved_by'] or 'somebody without a key'}"
         console.print(f"{_clock(row['time_utc_s'])}  {owner} ({row['mode']}{state})  {row['id']}")
         console.print(f"  {words['move']}", style="bold", highlight=False)
         lines = [f"because   {words['why']}", _seen(found)]

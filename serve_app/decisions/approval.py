@@ -30,19 +30,28 @@ class Approved:
     replicas: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Yes:
+    decision: str
+    point: OperatingPoint
+    by: str | None
+
+
 class Approvals:
     """The last approved point of each owner, as long as it stays in approve mode."""
 
     def __init__(self) -> None:
-        self._points: dict[tuple[str, str | None], tuple[str, OperatingPoint]] = {}
+        self._points: dict[tuple[str, str | None], _Yes] = {}
 
     def seen(self, record: Record) -> None:
         """A decision was made; one in another mode ends what was approved before."""
         if record.settings.mode is not Mode.APPROVE:
             self._points.pop(record.key, None)
 
-    def approve(self, record: Record | None, now_utc_s: float) -> OperatingPoint:
-        """Say yes to a proposal. Raises NotApproved."""
+    def approve(
+        self, record: Record | None, now_utc_s: float, by: str | None = None
+    ) -> OperatingPoint:
+        """Say yes to a proposal. `by`: whose key it was. Raises NotApproved."""
         if record is None:
             raise NotApproved("no such decision; ids are in /energy/decisions", 404)
         if record.settings.mode is not Mode.APPROVE:
@@ -54,7 +63,7 @@ class Approvals:
         if record.replica is None and point.num_replicas < 1:
             raise NotApproved(f"{record.id}: without a replica nobody could approve a start")
         self._points.pop(record.key, None)  # the newest is the last
-        self._points[record.key] = (record.id, point)
+        self._points[record.key] = _Yes(record.id, point, by)
         while len(self._points) > _KEPT_OWNERS:
             del self._points[next(iter(self._points))]
         return point
@@ -64,9 +73,10 @@ class Approvals:
         mine = self._points.get((deployment, replica))
         fleet = self._points.get((deployment, None))
         return Approved(
-            point=mine[1] if mine else None, replicas=fleet[1].num_replicas if fleet else None
+            point=mine.point if mine else None,
+            replicas=fleet.point.num_replicas if fleet else None,
         )
 
-    def ids(self) -> Mapping[tuple[str, str | None], str]:
-        """By owner, the decision that was approved."""
-        return {key: one for key, (one, _) in self._points.items()}
+    def in_force(self) -> Mapping[str, str | None]:
+        """The decisions that are approved, and by whom."""
+        return {yes.decision: yes.by for yes in self._points.values()}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from policies.core.errors import ConfigError
+from policies.core.types import OperatingPoint
 from serve_app.decisions.approval import Approvals
-from serve_app.decisions.log import DecisionLog, outcome_line
+from serve_app.decisions.log import DecisionLog, approval_line, outcome_line
 from serve_app.decisions.record import Record, alternatives_of, read_record, row_of
 from serve_app.decisions.settings import DecisionLogSettings
 from serve_app.settings import decision_log_folder
@@ -131,12 +133,21 @@ class DecisionBook:
         """A kept record by its id."""
         return next((one for one in self._records if one.id == decision), None)
 
+    def approve(self, decision: str, by: str | None) -> OperatingPoint:
+        """An operator's yes, written down with the name of its key. Raises NotApproved."""
+        now_utc_s = time.time()
+        point = self.approvals.approve(self.find(decision), now_utc_s, by)
+        if self._log is not None:
+            self._log.line(approval_line(decision, by, now_utc_s))
+        return point
+
     def rows(self, last: int, accounts: Accounts) -> list[dict[str, Any]]:
         """The last decisions for people, newest first: the flat decision, the alternatives, and
         what came of it, up to now where it is still in force."""
-        approved = set(self.approvals.ids().values())
+        yes = self.approvals.in_force()
         return [
-            self._row(record, accounts) | {"approved": record.id in approved}
+            self._row(record, accounts)
+            | {"approved": record.id in yes, "approved_by": yes.get(record.id)}
             for record in list(self._records)[::-1][: max(last, 0)]
         ]
 

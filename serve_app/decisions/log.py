@@ -1,8 +1,9 @@
 """The decision log: JSON lines in files of bounded size, and how they are read back.
 
-Three kinds of lines: a record, `{"outcome_of": id, ...}` once the next decision of the same owner
-is made, and `{"profile": fingerprint, "data": {...}}`, which every file begins with, so that each
-file can be replayed alone.
+Four kinds of lines: a record, `{"outcome_of": id, ...}` once the next decision of the same owner
+is made, `{"approval_of": id, "by": name, "time_utc_s"}` where an operator has said yes, and
+`{"profile": fingerprint, "data": {...}}`, which every file begins with, so that each file can be
+replayed alone.
 """
 
 from __future__ import annotations
@@ -65,11 +66,12 @@ class DecisionLog(RotatingFileHandler):
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What a log holds, oldest first. `outcomes`: by the id of the decision."""
+    """What a log holds, oldest first. `outcomes` and `approvals`: by the id of the decision."""
 
     records: list[Record] = field(default_factory=list)
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    approvals: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def take(self, line: str) -> None:
         """One line. Raises ConfigError where it is not one of ours."""
@@ -83,6 +85,8 @@ class Decisions:
             self.profiles[data["profile"]] = data["data"]
         elif "outcome_of" in data:
             self.outcomes[data.pop("outcome_of")] = data
+        elif "approval_of" in data:
+            self.approvals[data.pop("approval_of")] = data
         else:
             self.records.append(read_record(line))
 
@@ -119,6 +123,11 @@ def _files(path: Path) -> list[Path]:
 def outcome_line(decision: str, outcome: Mapping[str, Any]) -> str:
     """What came of a decision."""
     return json.dumps({"outcome_of": decision, **outcome})
+
+
+def approval_line(decision: str, by: str | None, time_utc_s: float) -> str:
+    """That an operator has said yes."""
+    return json.dumps({"approval_of": decision, "by": by, "time_utc_s": time_utc_s})
 
 
 def _profile_line(fingerprint: str, data: Mapping[str, Any]) -> str:

@@ -78,6 +78,7 @@ def row_of(
         "replica": record.replica,
         "in_force": False,
         "approved": False,
+        "approved_by": None,
         "slo_ttft_s": slo.ttft_s,
         "slo_tpot_s": slo.tpot_s,
         "mode": record.settings.mode.value,

@@ -36,7 +36,10 @@ def verdicts(found: Decisions, last: int) -> list[dict[str, Any]]:
 
 def rows_of(found: Decisions, last: int) -> list[dict[str, Any]]:
     """The last records, newest first, as the ledger tells them."""
-    return [
-        told(row_of(one, alternatives_of(one, found.profiles), found.outcomes.get(one.id)))
-        for one in (found.records[-last:] if last else [])[::-1]
-    ]
+    rows = []
+    for one in (found.records[-last:] if last else [])[::-1]:
+        row = row_of(one, alternatives_of(one, found.profiles), found.outcomes.get(one.id))
+        yes = found.approvals.get(one.id)
+        row |= {"approved": yes is not None, "approved_by": yes["by"] if yes else None}
+        rows.append(told(row))
+    return rows

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serve_app.security.keys import TENANT_HEADER, ApiKey
+from serve_app.security.keys import KEY_IN_SCOPE, TENANT_HEADER, ApiKey
 from serve_app.security.refusals import (
     EXPIRED_KEY,
     NO_KEY,
@@ -201,4 +201,4 @@ def _handed_on(scope: Any, headers: Any, key: ApiKey | None) -> Any:
     kept = [pair for pair in headers if pair[0].lower() not in dropped]
     if key is not None:
         kept.append((_TENANT, key.name.encode()))
-    return {**scope, "headers": kept}
+    return {**scope, "headers": kept, KEY_IN_SCOPE: key and key.name}

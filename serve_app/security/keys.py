@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from serve_app.security.scopes import Scope
 
 TENANT_HEADER = "x-jouleserve-tenant"  # from the gate to the request log: the name of the key
+KEY_IN_SCOPE = "jouleserve.key"  # the same for what is behind the gate; no client can set it
 PREFIX = "jsk-"  # scanners for leaked secrets find it
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 _KEY_BYTES = 32

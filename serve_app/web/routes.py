@@ -11,12 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import HTTPException, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from serve_app.api_errors import error_response
+from serve_app.security.keys import KEY_IN_SCOPE
 from serve_app.web.assets import ASSETS
 
 __all__ = ["ASSETS", "View", "add_routes"]
@@ -67,9 +68,10 @@ class Approval(BaseModel):
     id: str
 
 
-async def approve(view: View, approval: Approval) -> Response:
-    """Let a waiting decision be acted on; 404, or 409 with the reason."""
-    answer = await view("approve", approval.id)
+async def approve(view: View, approval: Approval, request: Request) -> Response:
+    """Let a waiting decision be acted on; 404, or 409 with the reason. Without a gate nobody knows
+    who has said yes."""
+    answer = await view("approve", approval.id, request.scope.get(KEY_IN_SCOPE))
     if "error" in answer:
         return error_response(answer["status"], answer["error"], "not_approved")
     return JSONResponse(answer)
@@ -128,8 +130,8 @@ def add_routes(app: Any, view: View) -> None:
         return await decisions(view, last)
 
     @app.post("/jouleserve/approve")  # type: ignore[untyped-decorator]
-    async def _approve(approval: Approval) -> Response:
-        return await approve(view, approval)
+    async def _approve(approval: Approval, request: Request) -> Response:
+        return await approve(view, approval, request)
 
     @app.get("/energy/data")  # type: ignore[untyped-decorator]
     async def _data(last: int = 20, since_utc_s: float = 0.0) -> Response:

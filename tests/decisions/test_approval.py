@@ -1,15 +1,29 @@
 """Approve mode: nothing moves before the yes, the yes moves just that, and not every yes counts."""
 
-from dataclasses import replace
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from recorded import FLEET, PROFILES, SETTINGS, records, seen
 
 from policies.core.types import Mode, OperatingPoint
 from serve_app.decisions.approval import VALID_S, Approvals, Approved, NotApproved
 from serve_app.decisions.book import DecisionBook
+from serve_app.decisions.log import read_decisions
+from serve_app.decisions.replay import rows_of
 from serve_app.decisions.settings import DecisionLogSettings
 from serve_app.decisions.words import told
+from serve_app.security.gate import GateMiddleware
+from serve_app.security.scopes import Scope
+from serve_app.web.routes import add_routes
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "security"))
+
+from asgi_play import KeyFile
 
 WAITING = replace(SETTINGS, mode=Mode.APPROVE)
 OFF = DecisionLogSettings(enabled=False)
@@ -32,9 +46,9 @@ def test_a_proposal_waits_and_says_so():
     (row,) = (told(row) for row in book.rows(1, {}.get))
     assert row["words"]["waits"]
     assert "the device's default → 300 W" in row["words"]["move"]
-    book.approvals.approve(book.find(one.id), one.time_utc_s)
+    book.approvals.approve(book.find(one.id), one.time_utc_s, "ops")
     (row,) = (told(row) for row in book.rows(1, {}.get))
-    assert row["approved"]
+    assert (row["approved"], row["approved_by"]) == (True, "ops")
     assert not row["words"]["waits"]
 
 
@@ -81,3 +95,29 @@ def test_a_point_is_taken_whole():
     assert isinstance(point, OperatingPoint)
     assert point.max_num_active_seqs == one.decision["proposed_max_num_active_seqs"]
     assert point.pack_seqs == one.decision["proposed_pack_seqs"]
+
+
+def test_a_yes_is_in_the_log_with_the_key_that_said_it_and_is_shown(tmp_path):
+    book, settings = DecisionBook("llm"), DecisionLogSettings(folder=str(tmp_path))
+    app = FastAPI()
+
+    async def view(what, decision, by):
+        assert what == "approve"
+        return {"approved": asdict(book.approve(decision, by))}
+
+    add_routes(app, view)
+    file = KeyFile(tmp_path)
+    key = file.add("ops", Scope.ADMIN)
+    gated = GateMiddleware(app, settings={"api_keys_file": str(file.path)})
+    now = proposed().model_copy(update={"time_utc_s": time.time()})
+    book.take([now.model_dump_json()], PROFILES, settings, {}.get)
+    client = TestClient(gated)
+    said = {"json": {"id": now.id}, "headers": {"Authorization": f"Bearer {key}"}}
+    said["headers"]["x-jouleserve-tenant"] = "somebody-else"
+    assert client.post("/jouleserve/approve", **said).status_code == 200
+    found = read_decisions(tmp_path / "llm.decisions.jsonl")
+    assert found.approvals[now.id]["by"] == "ops"
+    assert 0.0 <= time.time() - found.approvals[now.id]["time_utc_s"] < 60.0
+    (row,) = rows_of(found, 1)
+    assert (row["approved"], row["approved_by"], row["words"]["waits"]) == (True, "ops", False)
+    assert key not in (tmp_path / "llm.decisions.jsonl").read_text()

@@ -119,7 +119,7 @@ function showDecisions(rows) {
   const items = rows.map((row) => {
     const item = put("li");
     const who = row.replica === null ? "the fleet" : `replica ${row.replica}`;
-    item.append(put("div", `${clock(row.time_utc_s)} · ${who} · ${row.approved ? "approved" : row.mode === "approve" && row.words.waits ? "waits for approval" : row.mode}${row.in_force ? " · in force" : ""} · ${row.id}`, "when"));
+    item.append(put("div", `${clock(row.time_utc_s)} · ${who} · ${row.approved ? `approved${row.approved_by ? ` by ${row.approved_by}` : ""}` : row.mode === "approve" && row.words.waits ? "waits for approval" : row.mode}${row.in_force ? " · in force" : ""} · ${row.id}`, "when"));
     item.append(put("div", row.words.move, "move"), put("div", row.words.why));
     if (row.words.expected) item.append(put("div", `the model expects ${row.words.expected}`));
     if (row.words.came) item.append(put("div", `measured since: ${row.words.came}`, "came"));
