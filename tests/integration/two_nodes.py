@@ -82,9 +82,8 @@ def serve_file(folder, port):
     (llm,) = args["llm_configs"]
     llm["placement_group_config"] = {"bundles": [{"CPU": 0.25, "engine": 0.5}]}
     options = llm["deployment_config"]
-    options.pop("autoscaling_config")
     options |= {
-        "num_replicas": 2,
+        "autoscaling_config": {"min_replicas": 2, "max_replicas": 2},
         "ray_actor_options": {"num_cpus": 0.25, "resources": {"engine": 0.5}},
     }
     # Serve's proxy asks the ingress of its own node: each node has one.
