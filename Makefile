@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published published-simulated rapl-wraps nvml-cycle metering-cost sim-speed sim-scale power-loop two-nodes fidelity results decision-speed log-cost oracle-aiperf oracle-vidur audit sbom
+.PHONY: help setup serve test test-fast check format docs size clean gpu-check profile-cpu published published-simulated rapl-wraps nvml-cycle metering-cost sim-speed sim-scale power-loop two-nodes flood fidelity results decision-speed log-cost oracle-aiperf oracle-vidur audit sbom
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ power-loop: $(STAMP) ## Limits chosen against the default one: real engine, fake
 
 two-nodes: $(STAMP) ## One of two Ray nodes lost under load (5 minutes; nothing else may run): writes docs/results/two-nodes
 	$(BIN)/python tests/integration/two_nodes.py --out docs/results/two-nodes
+
+flood: $(STAMP) ## 500 wrong keys a second beside good requests (11 minutes; nothing else may run): writes docs/results/flood
+	$(BIN)/python tests/integration/flooded.py --out docs/results/flood
 
 fidelity: $(STAMP) ## The simulator against the real engine (1 hour; nothing else may run): writes docs/results/fidelity-*
 	$(BIN)/python -m serve_app.fidelity --out docs/results/fidelity-smollm2-135m-cpu --readme README.md

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ class Flood:
 
 
 def _child(pipe: Connection, url: str, rate_per_s: float, source: str | None) -> None:
+    # A sender elsewhere would take no core of the service's: here, only what nobody else wants.
+    os.nice(19)
     asyncio.run(_Sender(url, rate_per_s, source).run(pipe))
 
 

@@ -11,6 +11,7 @@ import promql_parser as promql
 import yaml
 
 from serve_app.observers.fleet_metrics import FLEET_LABELS, FLEET_METRICS
+from serve_app.observers.gate_metrics import GATE_LABELS, GATE_METRICS
 from serve_app.observers.metrics import BASE_LABELS, METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,8 @@ def rules() -> tuple[Rule, ...]:
 def exported() -> dict[str, frozenset[str]]:
     """Every series that the service exports, with its labels."""
     series = {}
-    for base, specs in ((BASE_LABELS, METRICS), (FLEET_LABELS, FLEET_METRICS)):
+    every = (BASE_LABELS, METRICS), (FLEET_LABELS, FLEET_METRICS), (GATE_LABELS, GATE_METRICS)
+    for base, specs in every:
         for spec in specs:
             labels = frozenset((*base, *spec.labels)) | TARGET
             if spec.kind == "counter":

@@ -31,6 +31,7 @@ from serve_app.meters import EnergyMeter, Source
 from serve_app.meters.base import Anomaly
 from serve_app.meters.opening import MeterOptions
 from serve_app.observers.fleet_metrics import FLEET_LABELS, FLEET_METRICS
+from serve_app.observers.gate_metrics import GATE_LABELS, GATE_METRICS
 from serve_app.observers.metrics import MetricSet
 from serve_app.observers.recorder import Recorder
 from serve_app.push import Push, families_of
@@ -139,17 +140,20 @@ class ServedReplica:
 
 
 class ServedFleet:
-    """What a fleet tick counts, made from the table of its metrics."""
+    """What a fleet tick and the door of an ingress count, made from the tables of their metrics."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
-        self._made = [self._metric(spec) for spec in FLEET_METRICS]
+        self._made = [self._metric(spec, FLEET_LABELS) for spec in FLEET_METRICS]
+        self._made += [self._metric(spec, GATE_LABELS) for spec in GATE_METRICS]
 
-    def _metric(self, spec):
-        labels = (*FLEET_LABELS, *spec.labels)
+    def _metric(self, spec, common):
+        labels = (*common, *spec.labels)
         kind = {"counter": Counter, "gauge": Gauge}[spec.kind]
         values = {
-            name: LABELS.get(name, {"moved": "true", "reason": "dwell"}.get(name))
+            name: LABELS.get(
+                name, {"moved": "true", "reason": "dwell", "replica": "ingress"}.get(name)
+            )
             for name in labels
         }
         return kind(spec.name, spec.help, labels, registry=self.registry).labels(**values)

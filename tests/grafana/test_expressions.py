@@ -7,6 +7,7 @@ from promql import read
 from served_replicas import Application
 
 from serve_app.observers.fleet_metrics import FLEET_LABELS, FLEET_METRICS
+from serve_app.observers.gate_metrics import GATE_LABELS, GATE_METRICS
 from serve_app.observers.metrics import BASE_LABELS, METRICS
 
 HISTOGRAM = {"_bucket": ("le",), "_sum": (), "_count": ()}
@@ -27,7 +28,11 @@ def series(specs, base):
     return found
 
 
-KNOWN = {**series(METRICS, BASE_LABELS), **series(FLEET_METRICS, FLEET_LABELS)}
+KNOWN = {
+    **series(METRICS, BASE_LABELS),
+    **series(FLEET_METRICS, FLEET_LABELS),
+    **series(GATE_METRICS, GATE_LABELS),
+}
 
 
 @pytest.fixture(scope="module")

