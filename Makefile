@@ -84,7 +84,7 @@ power-loop: $(STAMP) ## Limits chosen against the default one: real engine, fake
 two-nodes: $(STAMP) ## One of two Ray nodes lost under load (5 minutes; nothing else may run): writes docs/results/two-nodes
 	$(BIN)/python tests/integration/two_nodes.py --out docs/results/two-nodes
 
-flood: $(STAMP) ## 500 wrong keys a second beside good requests (11 minutes; nothing else may run): writes docs/results/flood
+flood: $(STAMP) ## 500 wrong keys a second beside good requests (15 minutes; nothing else may run): writes docs/results/flood
 	$(BIN)/python tests/integration/flooded.py --out docs/results/flood
 
 fidelity: $(STAMP) ## The simulator against the real engine (1 hour; nothing else may run): writes docs/results/fidelity-*

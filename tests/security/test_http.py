@@ -172,10 +172,15 @@ def measured(url, key, folder, *options):
 
 def test_a_flood_is_measured_beside_good_traffic(service, tmp_path):
     """What it finds depends on the machine."""
-    flood = measured(service.url, service.key, tmp_path, "--bad-rate", "100")
+    more = ("--bad-rate", "100", "--elsewhere", service.url)
+    flood = measured(service.url, service.key, tmp_path, *more)
     assert set(flood["outcomes"]) == {"401"}
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["elsewhere"]["requests"] == result["alone"]["requests"]
+    assert all(ratio > 0 for ratio in result["p99_ratio_to_elsewhere"].values())
+    (other,) = result["floods_elsewhere"]
     (gate,) = service.gates
-    assert gate.refused["wrong_key"] >= flood["sent"]
+    assert gate.refused["wrong_key"] >= flood["sent"] + other["sent"]
 
 
 # ---- configs/haproxy/edge.cfg, with the HAProxy that ray[serve] brings
