@@ -236,7 +236,9 @@ class ControlLoop:
         replica.judge_by_settings()
         replica.accountant.close_window()
         settings = replica.settings
-        replica.recorder.targets(settings.slo.to_slo(), settings.power.fleet_budget_watts)
+        replica.recorder.targets(
+            settings.slo.to_slo(), settings.power.fleet_budget_watts, settings.policy.mode
+        )
         replica.recorder.tick(replica.accountant, replica.observe(time.monotonic()))
 
     async def _learn(self) -> None:

@@ -183,6 +183,12 @@ METRICS: tuple[MetricSpec, ...] = (
         help="What the limits of all GPUs of the deployment may sum up to; absent: anything.",
     ),
     MetricSpec(
+        name="jouleserve_mode",
+        kind="gauge",
+        help="1 for the mode in force, 0 for the others: active, approve, advisory, off.",
+        labels=("mode",),
+    ),
+    MetricSpec(
         name="jouleserve_prompt_tokens", kind="counter", help="Prompt tokens of answered requests."
     ),
     MetricSpec(name="jouleserve_output_tokens", kind="counter", help="Output tokens generated."),

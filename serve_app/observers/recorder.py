@@ -8,7 +8,7 @@ from typing import Any
 
 from policies.core.attribution import RequestEnergy
 from policies.core.energy import EnergyBooks
-from policies.core.types import SLO, Decision, ReplicaObservation
+from policies.core.types import SLO, Decision, Mode, ReplicaObservation
 from policies.model.drift import Assessment, Verdict
 from policies.model.online import Correction, CorrectionState
 from serve_app.accounting import EnergyAccountant
@@ -57,13 +57,15 @@ class Recorder:
         """Gaps between two tokens; told to the metrics on the next tick, all at once."""
         self._gaps_s += gaps_s
 
-    def targets(self, slo: SLO, fleet_budget_watts: float | None) -> None:
-        """What is in force now: targets and the fleet's power budget."""
+    def targets(self, slo: SLO, fleet_budget_watts: float | None, mode: Mode) -> None:
+        """What is in force now: targets, the fleet's power budget, and the mode."""
         m = self._metrics
         m.set("jouleserve_slo_ttft_seconds", slo.ttft_s)
         m.set("jouleserve_slo_tpot_seconds", slo.tpot_s)
         m.set("jouleserve_slo_objective_ratio", slo.percentile)
         m.set("jouleserve_fleet_budget_watts", fleet_budget_watts)
+        for one in Mode:
+            m.set("jouleserve_mode", float(one is mode), mode=one.value)
 
     def tick(self, accountant: EnergyAccountant, seen: ReplicaObservation) -> None:
         """The state after a meter window. Gauges are set every tick: Ray drops silent ones."""

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from policies.core.types import (
     SLO,
     Decision,
+    Mode,
     OperatingPoint,
     Prediction,
     Reason,
@@ -97,7 +98,7 @@ class ServedReplica:
             recorder.finished(*self._request(ttft_s, outcome), _SLO)
         recorder.refused()
         recorder.itl([0.03, 0.04])
-        recorder.targets(_SLO, 1000.0)
+        recorder.targets(_SLO, 1000.0, Mode.ACTIVE)
         recorder.tick(self.accountant, self._seen())
         for reason, chosen in ((Reason.DWELL, _PRESENT), (Reason.CHEAPEST_FEASIBLE, _CHOSEN)):
             decision = Decision(
