@@ -28,8 +28,7 @@ serve: $(STAMP) ## Serve the default model at http://127.0.0.1:8000 (Ctrl-C stop
 	@exec $(BIN)/jouleserve serve serve_config.yaml
 
 test: $(STAMP) ## All tests: those without Ray and vLLM in parallel, then those with them
-	@$(BIN)/python -m serve_app.simulator.compiled & bash scripts/test_tools.sh; bash scripts/test_browser.sh; \
-	$(BIN)/python -m pytest -m "not ray and not vllm" $(PARALLEL) && $(BIN)/python -m pytest -m "ray or vllm"
+	@BIN=$(BIN) PARALLEL="$(PARALLEL)" bash scripts/test.sh
 
 test-fast: $(STAMP) ## The quick ones of the tests that start neither Ray nor vLLM
 	@$(BIN)/python -m serve_app.simulator.compiled & bash scripts/test_tools.sh; bash scripts/test_browser.sh; wait

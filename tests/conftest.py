@@ -1,6 +1,7 @@
 """Settings shared by all tests."""
 
 import os
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
@@ -8,6 +9,22 @@ from serve_app.simulator.compiled import folder
 
 # One place for all tests: compiling the simulator takes a minute, and `make test` has done it.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(folder()))
+
+TESTS = Path(__file__).parent
+# They measure no time and wait for nobody: `make test` runs them beside the starts of engines.
+ONLY_COMPUTE = (
+    "decisions/test_counterfactual.py", "peers", "planner", "policies", "policies_sim",
+    "profiler/test_fit.py", "properties", "published", "report", "results", "simulate", "traces",
+    "workload",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    folders = [TESTS / one for one in ONLY_COMPUTE]
+    for item in items:
+        if any(folder == item.path or folder in item.path.parents for folder in folders):
+            item.add_marker("compute")
+
 
 settings.register_profile(
     "ci",
