@@ -15,6 +15,7 @@ from policies.core.types import Mode, OperatingPoint
 from policies.model.fitted import FittedModel
 from policies.sim.arrivals import TraceRow
 from policies.sim.blocks import Block, block_of
+from serve_app.decisions.feed import AGAIN_S
 from serve_app.decisions.log import Decisions
 from serve_app.decisions.record import Record, model_of, point_of
 from serve_app.request_log.row import Row
@@ -26,6 +27,7 @@ SEEDS = 5
 T_95 = 2.776  # Student's t, 4 degrees of freedom, two-sided 95 %
 LEAST_REQUESTS = 50
 _JITTER = 0.05
+_DOWN_AFTER_S = 3.0 * AGAIN_S  # without a record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +53,12 @@ class Counterfactual:
 
 
 def counterfactual(found: Decisions, rows: Iterable[Row], minutes: float) -> Counterfactual:
-    """Of the deployment that decided last, over its last `minutes`. Raises ConfigError where the
-    logs do not hold enough."""
+    """Of the deployment that decided last, over its last `minutes`, or since it came up. Raises
+    ConfigError where the logs do not hold enough."""
     fleet, replica = _last(found)
     end_s = max(record.time_utc_s for record in (fleet, replica) if record is not None)
-    begin_s = end_s - 60.0 * minutes
+    begin_s = max(end_s - 60.0 * minutes, _up_since(found, replica.deployment, end_s))
+    minutes = (end_s - begin_s) / 60.0
     model = model_of(replica, found.profiles)
     if model is not None and replica.correction is not None:
         model = replica.correction.apply(model)
@@ -65,7 +68,7 @@ def counterfactual(found: Decisions, rows: Iterable[Row], minutes: float) -> Cou
     if block.rows < LEAST_REQUESTS:
         raise ConfigError(
             f"the request log holds {block.rows} completed requests of {replica.deployment} in the "
-            f"last {minutes:g} minutes; {LEAST_REQUESTS} are needed"
+            f"last {minutes:.3g} minutes; {LEAST_REQUESTS} are needed"
         )
     scenario, fixed = _scenario(model, fleet, replica), _fixed(fleet, replica)
     still = PolicySpec(
@@ -133,7 +136,7 @@ def sentences(found: Counterfactual) -> list[str]:
     off = found.model_error_ratio
     return [
         f"{what}, a request would have cost {cost}",
-        f"(simulated; {requests} requests of the last {found.minutes:g} minutes).",
+        f"(simulated; {requests} requests of the last {found.minutes:.3g} minutes).",
         f"Measured: {measured}.",
         f"Simulated as it ran: {found.simulated_ran:.3g} J/request, {ran} within the targets.",
         f"Simulated instead: {found.simulated_instead:.3g} J/request, {instead} within them.",
@@ -154,6 +157,17 @@ def _last(found: Decisions) -> tuple[Record | None, Record]:
         if record.replica is None and record.deployment == last.deployment
     ]
     return (fleets[-1] if fleets else None), last
+
+
+def _up_since(found: Decisions, deployment: str, end_s: float) -> float:
+    """Since when the deployment has run without a break: who runs writes a record once a minute."""
+    times_s = [one.time_utc_s for one in found.records if one.deployment == deployment]
+    since_s = end_s
+    for time_s in sorted(times_s, reverse=True):
+        if since_s - time_s > _DOWN_AFTER_S:
+            break
+        since_s = min(since_s, time_s)
+    return since_s
 
 
 def _trace(rows: Iterable[Row], deployment: str, begin_s: float, end_s: float) -> Block:

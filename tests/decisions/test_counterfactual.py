@@ -36,7 +36,7 @@ def logged(mode=Mode.ADVISORY, joules=None):
     settings = replace(SETTINGS, mode=mode)
     found = Decisions()
     found.profiles.update(PROFILES)
-    watched = [seen(60.0 * k, 4.0) for k in range(1, 11)]
+    watched = [seen(60.0 * k, 4.0) for k in range(11)]
     fleet = [
         one.model_copy(update={"id": f"f{one.id}"})
         for one in records(watched, FLEET, settings=settings, correction=None)
@@ -85,6 +85,19 @@ def test_only_what_was_answered_in_the_window_counts():
     rows += [row(k, deployment="another") for k in range(50)]
     rows += [row(k, start=START - timedelta(hours=1)) for k in range(50)]
     assert counterfactual(logged(), rows, 10.0).requests == 100
+
+
+def test_the_time_before_the_service_came_up_is_not_played():
+    """Else its idle joules would be simulated, and no meter has seen them."""
+    rows = [row(k) for k in range(2000)]
+    whole, asked = (counterfactual(logged(), rows, minutes) for minutes in (10.0, 30.0))
+    assert (whole.minutes, asked.minutes) == (10.0, 10.0)
+    assert asked.simulated_ran == whole.simulated_ran
+    broken = logged()  # it was down from the second to the seventh minute
+    broken.records[:] = [
+        one for one in broken.records if not 90.0 < one.time_utc_s - NOW_S + 600.0 < 410.0
+    ]
+    assert counterfactual(broken, rows, 30.0).minutes == pytest.approx(3.0)
 
 
 def test_too_little_is_an_error_that_says_what_is_missing():
