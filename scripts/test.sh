@@ -16,9 +16,9 @@ nice -n 19 "$BIN/python" -m pytest -m "compute and not ($engines)" --timeout 120
 computing=$!
 trap 'kill $computing 2>/dev/null; rm -f "$said"' EXIT
 "$BIN/python" -m pytest -m "$engines"
-engines=$?
+started=$?
 echo "waiting for the tests that only compute"
 wait $computing
 computed=$?
 cat "$said"
-[ $engines -eq 0 ] && [ $computed -eq 0 ]
+[ $started -eq 0 ] && [ $computed -eq 0 ]
