@@ -28,6 +28,7 @@ PROFILE = "llama-3.1-8b-instruct@h100"
 WAIT_S = 300.0
 TARGETS_S = {64: 0.002, 1000: 0.020}  # what the decision may take, by replicas
 _PROMPTS, _OUTPUTS = bins_of(range(50, 4000, 40)), bins_of(range(20, 600, 5))
+_REST_S = 0.02
 _CONTROL = ControlSettings(bounds=Bounds(max_num_seqs=256))
 
 
@@ -60,6 +61,8 @@ class ControllerBench:
             begun_s = time.perf_counter()
             _, state = policy(seen)
             seconds.append(time.perf_counter() - begun_s)
+            # Ray asks again after a second: by then the news of this tick are on their way.
+            time.sleep(_REST_S)
         return seconds
 
 
