@@ -102,12 +102,9 @@ def result_of(seen: Phases, limit: float) -> dict[str, Any]:
         "p99_ratio_to_elsewhere": None if elsewhere is None else _ratios(flooded, elsewhere),
         "limit": limit,
         "within_limit": served and len(known) == len(ratios) and max(known) <= 1.0 + limit,
-        **{_floods_of(kind): _told_of(counts) for kind, counts in seen.floods.items() if counts},
+        "floods": _told_of(seen.floods["flooded"]),
+        "floods_elsewhere": _told_of(seen.floods.get("elsewhere", [])),
     }
-
-
-def _floods_of(kind: str) -> str:
-    return "floods" if kind == "flooded" else f"floods_{kind}"
 
 
 def _told_of(counts: list[FloodCounts]) -> list[dict[str, Any]]:
