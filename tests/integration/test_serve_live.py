@@ -89,7 +89,7 @@ def test_a_wrong_live_update_is_refused_readably_and_the_service_lives(service):
         "user_config.max_num_active_seqz: unknown key (allowed: slo, mode, max_num_active_seqs, "
         "fleet_budget_watts, over_budget)"
     )
-    assert reason in service.log.read_text()
+    eventually(lambda: reason in service.log.read_text(), 20, "the log says it too")
     assert replica(service)["max_num_active_seqs"] == 3  # the settings in force stay
     assert service.counted("jouleserve_control_errors_total", stage="config") == before + 1
     assert (
