@@ -112,6 +112,17 @@ class Outcome:
     loads: tuple[LoadOutcome, ...]
     calibrated_on: str
 
+    def apart(self, load: str, figure: str) -> float | None:
+        """The largest over the smallest of the measured runs of a load that count, less 1; None for
+        fewer than two."""
+        seen = [
+            value
+            for one in self.compared
+            if one.run.load == load and not one.reasons
+            if (value := getattr(one.measured, figure)) is not None
+        ]
+        return max(seen) / min(seen) - 1.0 if len(seen) > 1 and min(seen) > 0.0 else None
+
 
 def compare(session: Session, profile: FittedModel) -> Outcome:
     """Calibrate on the quietest calibration run and play all others.

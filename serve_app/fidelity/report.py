@@ -71,7 +71,7 @@ def document(outcome: Outcome, session: Session) -> dict[str, Any]:
         "engine": asdict(session.sizes),
         "calibrated_on": outcome.calibrated_on,
         "host_effects": outcome.effects.to_dict(),
-        "loads": [_load_data(load) for load in outcome.loads],
+        "loads": [_load_data(load, outcome) for load in outcome.loads],
         "runs": [_run_data(one) for one in outcome.compared],
     }
 
@@ -102,7 +102,9 @@ def _about(outcome: Outcome, session: Session, profile: str) -> Iterator[str]:
     yield ""
     yield (
         "Each figure is the median over the runs that count. A percentile is a nearest rank; p99 "
-        "of a run is its second or third largest value."
+        "of a run is its second or third largest value. *Runs apart*: the largest over the "
+        "smallest of the measured runs that count, less 1: how far the engine, given the same "
+        "requests at the same times, is from itself."
     )
 
 
@@ -111,12 +113,16 @@ def _loads(outcome: Outcome, loads: dict[str, Load]) -> Iterator[str]:
         what = f" {loads[load.name].what};" if load.name in loads else ""
         yield f"**{load.name}**:{what} {load.counted} of {load.runs} runs count: {load.verdict}."
         yield ""
-        yield "| figure | measured | simulated | error | profile alone | error | client |"
-        yield "|---|---|---|---|---|---|---|"
+        yield (
+            "| figure | measured | runs apart | simulated | error "
+            "| profile alone | error | client |"
+        )
+        yield "|---|---|---|---|---|---|---|---|"
         for name in NAMES:
             words, factor, digits = _WORDS[name]
             cells = (
                 _number(getattr(load.measured, name), factor, digits),
+                _percent(outcome.apart(load.name, name)),
                 _number(getattr(load.simulated, name), factor, digits),
                 _percent(load.errors[name]),
                 _number(getattr(load.plain, name), factor, digits),
@@ -173,9 +179,10 @@ def _runs(outcome: Outcome) -> Iterator[str]:
     yield "Measured / simulated with the constants of the host; ms and J."
 
 
-def _load_data(load: LoadOutcome) -> dict[str, Any]:
+def _load_data(load: LoadOutcome, outcome: Outcome) -> dict[str, Any]:
     found = asdict(load)
     return found | {
+        "measured_apart_ratio": {name: outcome.apart(load.name, name) for name in NAMES},
         "errors": load.errors,
         "profile_alone_errors": load.plain_errors,
         "verdict": load.verdict,

@@ -232,6 +232,14 @@ def test_slow_spells_of_the_machine_are_told_from_the_replica(run, profile, size
     assert outcome.effects.ratios[Beside.NOTHING].step_time == pytest.approx(1.1, rel=0.03)
     silent = replace(session, runs=(calibrated, replace(steady, conditions=Conditions())))
     assert compare(silent, profile).loads[0].errors["tpot_p50_s"] < -0.1
+    assert outcome.apart("steady", "tpot_p50_s") is None
+    faster = as_measured(
+        run, "steady", arrivals(0.8, 180.0, 11), ONE, profile, sizes, slowness=quick
+    )
+    both = compare(replace(session, runs=(calibrated, steady, faster)), profile)
+    slow_s, fast_s = (one.measured.tpot_p50_s for one in both.compared)
+    assert slow_s / fast_s > 1.05
+    assert both.apart("steady", "tpot_p50_s") == pytest.approx(slow_s / fast_s - 1.0)
 
 
 def test_the_same_comparison_again_from_its_file(session, tmp_path):
