@@ -44,9 +44,13 @@ from policies.sim.fleet_state import (
     Arrivals,
     Fleet,
     Floats,
+    Ints,
     jit,
 )
 from policies.sim.fleet_steps import begin, cut, finish, idle_until, stretch_joules
+
+SPAN = 32  # replicas that are looked through at once
+FULL = np.iinfo(np.int64).max
 
 
 @jit
@@ -60,11 +64,12 @@ def advance(
     DONE_FULL: take what has ended and call again; SLOTS_FULL: too many requests under way.
     """
     room = len(f.done_end_s) - f.heap_step.shape[1] - 1
+    soonest, fewest = _looked(f)
     while True:
         if f.numbers[DONE] > room:
             return DONE_FULL, first
-        replica = int(np.argmin(f.end_s))
-        ends_s = f.end_s[replica]
+        span = int(np.argmin(soonest))
+        ends_s = soonest[span]
         if first < len(arrivals.times_s):
             arrives_s = arrivals.times_s[first]
         elif last:
@@ -74,13 +79,45 @@ def advance(
         if min(ends_s, arrives_s) > until_s:
             return REACHED, first
         if ends_s <= arrives_s:
+            replica = span * SPAN
+            while f.end_s[replica] != ends_s:
+                replica += 1
             finish(f, replica)
             begin(f, replica, ends_s)
+            _look(f, span, soonest, fewest)
         else:
             if f.numbers[FREE] == NOBODY:
                 return SLOTS_FULL, first
-            _arrive(f, arrives_s, arrivals.prompt_tokens[first], arrivals.output_tokens[first])
+            replica = _route(f, fewest)
+            _arrive(
+                f, replica, arrives_s, arrivals.prompt_tokens[first], arrivals.output_tokens[first]
+            )
+            if replica != NOBODY:
+                _look(f, replica // SPAN, soonest, fewest)
             first += 1
+
+
+@jit
+def _looked(f: Fleet) -> tuple[Floats, Ints]:
+    """All spans, as `_look` has them."""
+    spans = -(-len(f.end_s) // SPAN)
+    soonest, fewest = np.empty(spans), np.empty(spans, np.int64)
+    for span in range(spans):
+        _look(f, span, soonest, fewest)
+    return soonest, fewest
+
+
+@jit
+def _look(f: Fleet, span: int, soonest: Floats, fewest: Ints) -> None:
+    """Write down when the first of a span's replicas ends its stretch (inf: all idle), and the
+    fewest outstanding requests of those that accept (FULL: none does). Each event changes one
+    replica, so that of a large fleet one span is looked through and not all of it."""
+    ends_s, least = np.inf, FULL
+    for r in range(span * SPAN, min((span + 1) * SPAN, len(f.end_s))):
+        ends_s = min(ends_s, f.end_s[r])
+        if f.accepting[r]:
+            least = min(least, f.outstanding[r])
+    soonest[span], fewest[span] = ends_s, least
 
 
 @jit
@@ -107,11 +144,14 @@ def accept(f: Fleet, replica: int, now_s: float) -> None:
     if f.on[replica] == 0:
         f.on[replica], f.clock_s[replica] = 1, now_s
     f.accepting[replica] = 1
+    soonest, fewest = _looked(f)
     while f.numbers[HELD_HEAD] != NOBODY:
         slot = f.numbers[HELD_HEAD]
         f.numbers[HELD_HEAD] = f.following[slot]
         f.numbers[HELD] -= 1
-        _give(f, _route(f), slot, now_s)
+        chosen = _route(f, fewest)
+        _give(f, chosen, slot, now_s)
+        _look(f, chosen // SPAN, soonest, fewest)
     f.numbers[HELD_TAIL] = NOBODY
 
 
@@ -146,14 +186,14 @@ def joules_at(f: Fleet, now_s: float, out: Floats) -> None:
 
 
 @jit
-def _arrive(f: Fleet, now_s: float, prompt: int, output: int) -> None:
+def _arrive(f: Fleet, replica: int, now_s: float, prompt: int, output: int) -> None:
+    """A request for a replica, or for the line before all of them (NOBODY)."""
     slot = f.numbers[FREE]
     f.numbers[FREE] = f.following[slot]
     f.arrival_s[slot], f.first_s[slot] = now_s, np.nan
     f.prompt_tokens[slot], f.total_tokens[slot], f.made_tokens[slot] = prompt, output, 0
     f.order[slot] = f.numbers[ORDER]
     f.numbers[ORDER] += 1
-    replica = _route(f)
     if replica != NOBODY:
         _give(f, replica, slot, now_s)
         return
@@ -167,8 +207,9 @@ def _arrive(f: Fleet, now_s: float, prompt: int, output: int) -> None:
 
 
 @jit
-def _route(f: Fleet) -> int:
-    """The replica for a request, or NOBODY. Ties go to the lower index."""
+def _route(f: Fleet, fewest: Ints) -> int:
+    """The replica for a request, or NOBODY. `fewest` as `_look` has it. Ties go to the lower
+    index."""
     if f.numbers[ROUTER] == PACKED:
         return _packed(f)
     if f.numbers[ROUTER] == POWER_OF_TWO:
@@ -177,8 +218,14 @@ def _route(f: Fleet) -> int:
             one, two = below(f, accepting), below(f, accepting - 1)
             if two >= one:
                 two += 1
-            return _least(f, one, two)
-    return _least(f, NOBODY, NOBODY)
+            return _fewer_of(f, one, two)
+    span = int(np.argmin(fewest))
+    if fewest[span] == FULL:
+        return NOBODY
+    replica = span * SPAN
+    while not f.accepting[replica] or f.outstanding[replica] != fewest[span]:
+        replica += 1
+    return replica
 
 
 @jit
@@ -200,14 +247,12 @@ def _packed(f: Fleet) -> int:
 
 
 @jit
-def _least(f: Fleet, one: int, two: int) -> int:
-    """The accepting replica with the fewest outstanding requests; of all, or (`one` not NOBODY) of
-    the one-th and the two-th accepting ones."""
+def _fewer_of(f: Fleet, one: int, two: int) -> int:
+    """Of the one-th and the two-th accepting replica the one with fewer outstanding requests."""
     best, fewest, seen = NOBODY, 0, 0
     for replica in range(len(f.accepting)):
         if f.accepting[replica]:
-            asked = one == NOBODY or seen in (one, two)
-            if asked and (best == NOBODY or f.outstanding[replica] < fewest):
+            if seen in (one, two) and (best == NOBODY or f.outstanding[replica] < fewest):
                 best, fewest = replica, f.outstanding[replica]
             seen += 1
     return best

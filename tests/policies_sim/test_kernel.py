@@ -70,7 +70,14 @@ loads = st.lists(
 
 @settings(max_examples=150)
 @example([(0.0, 39, 46), (0.0, 700, 19)], 1, 2, 16, 800)  # back in the step after it lost its place
-@given(loads, st.integers(1, 3), st.integers(1, 12), st.integers(16, 600), st.integers(800, 3000))
+@example([(0.01 * k, 300, 1 + k % 7) for k in range(90)], 2 * kernel.SPAN + 1, 2, 256, 3000)
+@given(
+    loads,
+    st.sampled_from([1, 2, 3, kernel.SPAN + 1]),
+    st.integers(1, 12),
+    st.integers(16, 600),
+    st.integers(800, 3000),
+)
 def test_it_equals_the_scheduler_step_by_step(load, count, cap, budget, capacity):
     made = fleet(count, cap=cap, budget=budget + 12, capacity=capacity)
     done = play(made, load)
