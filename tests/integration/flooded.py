@@ -84,6 +84,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--phase", type=float, default=60.0, help="seconds of one phase")
     parser.add_argument("--rounds", type=int, default=2, help="pairs of phases")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     options = parser.parse_args()
     commit, found, tables = described(), {}, []
     with tempfile.TemporaryDirectory(prefix="jouleserve-flood-") as name:
@@ -95,7 +96,8 @@ def main():
             config["applications"][0]["args"]["energy"]["security"] = security
 
         with started(folder, edit, {"JOULESERVE_API_KEY": keys.operator}) as service:
-            for way, words in WAYS.items():
+            for way in options.ways:
+                words = WAYS[way]
                 with contextlib.ExitStack() as stack:
                     elsewhere = haproxy(folder, ELSEWHERE, service.port)
                     url, more = service.url, ["--elsewhere", stack.enter_context(elsewhere)]
