@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -123,15 +124,17 @@ def latest_reports(context: Any) -> Reports:
     that always is there, or is not counted as running by Ray any more, is left out."""
     series = (context.raw_metrics or {}).get(KEY) or {}
     running = {_name(one) for one in context.running_replicas or ()}
-    newest = sorted(
-        (name, entry.timestamp, entry.value)
-        for name, entry in ((_name(one), entries[-1]) for one, entries in series.items() if entries)
-        if (name in running or not running) and is_report(entry.value)
-    )
+    newest = [
+        (name, entries[-1])
+        for name, entries in [(_name(one), entries) for one, entries in series.items()]
+        if entries and (name in running or not running) and is_report(entries[-1].value)
+    ]
     if not newest:
         return NOTHING
-    names, times_s, told = zip(*newest, strict=True)
-    values = read(told)
+    newest.sort(key=itemgetter(0))
+    names, entries = zip(*newest, strict=True)
+    times_s = tuple([entry.timestamp for entry in entries])
+    values = read([entry.value for entry in entries])
     whole = np.isfinite(values[:, _ALWAYS]).all(axis=1)
     reports = Reports(names=names, times_s=times_s, values=values)
     return reports if whole.all() else reports.only(np.flatnonzero(whole).tolist())

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,12 +110,11 @@ class Swings:
 
 def swings_of(memory: Memory) -> Swings:
     """How far the load of 10 s has swung about its mean."""
-    cases = _pooled(memory, 1)
-    seen = np.flatnonzero(np.cumsum(cases[::-1])[::-1] >= SEEN_ONCE)
-    top_ratio = float(RATIOS[seen[-1]]) if len(seen) else 1.0
-    known = len(memory.levels) >= BURSTY_LEVELS and top_ratio >= BURSTY_RATIO
-    bursts = known and _reach(_pooled(memory, 0)) >= BURSTY_REACH * _reach(cases)
-    return Swings(cases=cases, top_ratio=top_ratio, bursts=bursts)
+    growth = _growth(memory.grown)
+    known = len(memory.levels) >= BURSTY_LEVELS and growth.top_ratio >= BURSTY_RATIO
+    return Swings(
+        cases=growth.pooled[1], top_ratio=growth.top_ratio, bursts=known and growth.bursts
+    )
 
 
 def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outlook, ...]:
@@ -125,12 +125,12 @@ def outlooks(memory: Memory, present_per_s: float, unknown: float) -> tuple[Outl
     long = memory.longs[-1] if memory.longs else 0.0
     top = max(memory.levels[-TOP_LEVELS:], default=0.0)
     state = _state(present_per_s, long)
+    growth = _growth(memory.grown)
     found = []
     for place, base in enumerate((present_per_s, long, top)):
-        each = _counts(memory, place)
-        pooled = each[0] + each[1] + each[2]
+        pooled = growth.pooled[place]
         total = float(pooled.sum())
-        cases = each[state] + POOLED_CASES / max(total, POOLED_CASES) * pooled
+        cases = growth.cases[place, state] + POOLED_CASES / max(total, POOLED_CASES) * pooled
         if place == 0:
             cases[_place(unknown)] += POOLED_CASES * PRIOR_CASES / max(total, PRIOR_CASES)
         if place == 0 or total >= PRIOR_CASES / 2.0:
@@ -144,14 +144,32 @@ def burst_outlook(memory: Memory, swings: Swings) -> Outlook:
     return Outlook(rates_per_s=mean_per_s * RATIOS, cases=_smoothed(swings.cases))
 
 
-def _counts(memory: Memory, place: int) -> list[Floats]:
-    """Growth of a base, by the state it grew from: 0 is the last minute, 1 the ten-minute mean, 2
-    the top of half an hour."""
-    return [np.array(one or [0.0] * GROWTH_BINS) for one in memory.grown[3 * place :][:3]]
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Growth:
+    """`Memory.grown` as arrays. `cases`: (bases, states, bins), the bases being the last minute,
+    the ten-minute mean and the top of half an hour; `pooled`: over the states; `top_ratio` and
+    `bursts` as in Swings, before it is asked for how long the load has been watched."""
+
+    cases: Floats
+    pooled: Floats
+    top_ratio: float
+    bursts: bool
 
 
-def _pooled(memory: Memory, place: int) -> Floats:
-    return np.asarray(sum(_counts(memory, place), np.zeros(GROWTH_BINS)))
+@lru_cache(maxsize=32)
+def _growth(grown: tuple[tuple[float, ...], ...]) -> _Growth:
+    """Made anew only where a level has come, every 10 s."""
+    unknown = (0.0,) * GROWTH_BINS
+    cases = np.array([one or unknown for one in grown]).reshape(-1, len(STATES) + 1, GROWTH_BINS)
+    pooled = cases.sum(axis=1)
+    cases.flags.writeable = pooled.flags.writeable = False
+    seen = np.flatnonzero(np.cumsum(pooled[1][::-1])[::-1] >= SEEN_ONCE)
+    return _Growth(
+        cases=cases,
+        pooled=pooled,
+        top_ratio=float(RATIOS[seen[-1]]) if len(seen) else 1.0,
+        bursts=_reach(pooled[0]) >= BURSTY_REACH * _reach(pooled[1]),
+    )
 
 
 def _reach(cases: Floats) -> float:

@@ -18,6 +18,7 @@ from policies.core.types import (
 )
 
 CATCH_UP_S = 10.0  # a backlog is to be gone within this time
+INFINITE = math.inf
 RECENT_S = 5.0  # that `ReplicaObservation.recent_rate_per_s` covers
 
 
@@ -39,11 +40,8 @@ class View:
 
 def observe(observation: Observation, state: ControlState, settings: ControlSettings) -> View:
     """The view of an observation; lengths not measured now are those of the last decision."""
-    fresh = tuple(
-        one
-        for one in observation.replicas
-        if abs(observation.now_s - one.time_s) <= settings.stale_after_s
-    )
+    now_s, stale_after_s = observation.now_s, settings.stale_after_s
+    fresh = tuple([one for one in observation.replicas if abs(now_s - one.time_s) <= stale_after_s])
     seen = replace(observation, replicas=fresh)
     rate_per_s = demand_per_s(fresh)
     load = _load(fresh, rate_per_s)
@@ -66,24 +64,21 @@ def present_point(observation: Observation, bounds: Bounds) -> OperatingPoint:
     Without a report: the full batch and the device's default limit. A limit that `bounds` does not
     offer to set at all is the device's business: None.
     """
-    caps = [one.max_num_active_seqs for one in observation.replicas if one.max_num_active_seqs]
+    replicas = observation.replicas
+    caps = [one.max_num_active_seqs for one in replicas]
     limits = [
         watts
-        for one in observation.replicas
-        if (watts := one.power_limit_watts) is not None and math.isfinite(watts) and watts > 0.0
+        for one in replicas
+        if (watts := one.power_limit_watts) is not None and 0.0 < watts < INFINITE
     ]
     return OperatingPoint(
         num_replicas=observation.requested_replicas,
         max_num_active_seqs=min(
-            (cap for cap in caps if math.isfinite(cap) and cap > 0), default=bounds.max_num_seqs
+            [cap for cap in caps if cap and 0 < cap < INFINITE], default=bounds.max_num_seqs
         ),
         power_limit_watts=min(limits, default=None) if bounds.power_limits_watts else None,
-        pack_seqs=min(
-            (one.pack_seqs for one in observation.replicas if one.pack_seqs), default=None
-        ),
-        pack_tokens=min(
-            (one.pack_tokens for one in observation.replicas if one.pack_tokens), default=None
-        ),
+        pack_seqs=min([one.pack_seqs for one in replicas if one.pack_seqs], default=None),
+        pack_tokens=min([one.pack_tokens for one in replicas if one.pack_tokens], default=None),
     )
 
 
@@ -101,7 +96,7 @@ def fleet_load(observation: Observation) -> Load | None:
 def _load(replicas: tuple[ReplicaObservation, ...], rate_per_s: float) -> Load | None:
     if rate_per_s <= 0.0:
         return None
-    rates = [_count(one.arrival_rate_per_s) for one in replicas]
+    rates = _counts([one.arrival_rate_per_s for one in replicas])
     prompt_tokens = _weighted(rates, [one.prompt_tokens for one in replicas])
     output_tokens = _weighted(rates, [one.output_tokens for one in replicas])
     if prompt_tokens is None or output_tokens is None:
@@ -115,8 +110,11 @@ def _load(replicas: tuple[ReplicaObservation, ...], rate_per_s: float) -> Load |
 
 def demand_per_s(replicas: Iterable[ReplicaObservation]) -> float:
     """Requests/s that arrive, plus the backlog over the time it may take to clear."""
+    seen = tuple(replicas)
+    rates = _counts([one.arrival_rate_per_s for one in seen])
+    waiting = _counts([one.num_waiting for one in seen])
     return math.fsum(
-        _count(one.arrival_rate_per_s) + _count(one.num_waiting) / CATCH_UP_S for one in replicas
+        [rate + count / CATCH_UP_S for rate, count in zip(rates, waiting, strict=True)]
     )
 
 
@@ -129,8 +127,9 @@ def misses(replicas: Iterable[ReplicaObservation], slo: SLO) -> tuple[bool, bool
     )
 
 
-def _count(value: float | None) -> float:
-    return value if value is not None and 0.0 < value < math.inf else 0.0
+def _counts(values: list[float] | list[float | None]) -> list[float]:
+    """What is no finite number above 0 counts as none."""
+    return [one if one is not None and 0.0 < one < INFINITE else 0.0 for one in values]
 
 
 def _weighted(weights: list[float], values: list[float | None]) -> float | None:
@@ -138,7 +137,7 @@ def _weighted(weights: list[float], values: list[float | None]) -> float | None:
     known = [
         (weight, value)
         for weight, value in zip(weights, values, strict=True)
-        if value is not None and 0.0 <= value < math.inf
+        if value is not None and 0.0 <= value < INFINITE
     ]
     if not known:
         return None

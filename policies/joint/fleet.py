@@ -162,8 +162,9 @@ def wish_of_fleet(  # noqa: PLR0913
         else:
             allowed = _allowed(settings, options) * math.exp(-memory.pressure)
             seen = outlooks(memory, now, options.unknown_growth)
-            full_per_s = known.full_per_s
-            least = min(_enough(known_of, full_per_s, one, allowed, most) for one in seen)
+            least = most
+            for outlook in seen:
+                least = _enough(known_of, known.full_per_s, outlook, allowed, least)
         again = _again(known, memory, options, swings)
         least = round(least * math.exp(CAUTION * memory.pressure))
         need = max(low, least, again)
@@ -248,6 +249,8 @@ def _enough(
     idlest = math.ceil(mean_per_s / max(IDLE_SHARE * full_per_s, 1e-9))
     allowed = allowed + missed_ratio(max(idlest, 1))
     low, high = 1, max(most, 1)
+    if high > 1 and missed_ratio(high - 1) > allowed:
+        return high  # as most often where another outlook has needed no more
     while low < high:
         middle = (low + high) // 2
         if missed_ratio(middle) <= allowed:

