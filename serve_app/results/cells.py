@@ -77,6 +77,7 @@ class LoadFacts(_Facts):
     file: FileFacts | None = None
     rate_scale: PositiveFloat = 1.0
     seeds: PositiveInt = 1
+    peer_seeds: PositiveInt | None = None
     excerpts: tuple[tuple[float, float], ...] = ()
     tick_s: PositiveFloat = 1.0
     sampled: bool = False
@@ -142,6 +143,12 @@ class Cell:
         """How many times it is drawn."""
         own = self.facts.seeds
         return 1 if self.quick else min(own, self.most_seeds or own)
+
+    @property
+    def peer_seeds(self) -> int:
+        """On how many of them peers and the clairvoyant run are played."""
+        own = self.facts.peer_seeds
+        return self.seeds if own is None else min(own, self.seeds)
 
     @property
     def excerpts(self) -> tuple[tuple[float, float], ...]:

@@ -295,9 +295,11 @@ def tuned_clairvoyant(lab: Lab, bench: Bench) -> Tuned:
 
 
 def judged(lab: Lab, bench: Bench, spec: PolicySpec) -> Outcome:
-    """What peers and the clairvoyant run are judged by: all of it at one seed, or a sampled cell's
-    excerpts."""
-    return lab.excerpts(bench, spec) if bench.cell.sampled else lab.one(bench, spec)
+    """What peers and the clairvoyant run are judged by: the mean over the seeds that they are
+    played on, or a sampled cell's excerpts."""
+    if bench.cell.sampled:
+        return lab.excerpts(bench, spec)
+    return lab.outcome(bench, spec, bench.cell.peer_seeds)
 
 
 def _tuned(  # noqa: PLR0913, PLR0917

@@ -70,10 +70,11 @@ class Lab:
             self._store.put(key, found)
         return found
 
-    def outcome(self, bench: Bench, spec: PolicySpec) -> Outcome:
-        """Of the whole trace, the mean over the cell's seeds: what attains on one draw of a bursty
-        load may miss on the next."""
-        found = [self.one(replace(bench, seed=seed), spec) for seed in range(bench.cell.seeds)]
+    def outcome(self, bench: Bench, spec: PolicySpec, seeds: int | None = None) -> Outcome:
+        """Of the whole trace, the mean over `seeds`, or over all that the cell has: what attains on
+        one draw of a bursty load may miss on the next."""
+        count = bench.cell.seeds if seeds is None else seeds
+        found = [self.one(replace(bench, seed=seed), spec) for seed in range(count)]
         return Outcome(
             joules_per_request=math.fsum(one.joules_per_request for one in found) / len(found),
             attained=math.fsum(one.attained for one in found) / len(found),

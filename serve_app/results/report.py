@@ -31,7 +31,8 @@ times and energies are those of the profiles. J is everything that was allocated
 cold starts. J/request ± half of the 95 % interval over the seeds (none for a single seed). In
 brackets the ratio to Ray Serve tuned in hindsight on the same seed. *†*: below the target share of
 requests, so not comparable. *‡*: on excerpts of the trace (configs/results/cells.yaml); ratios are
-to the others on the same excerpts. Peers are played under the first response to limits, one seed.
+to the others on the same excerpts. Peers are played under the first response to limits, and with
+the clairvoyant run on as many seeds as configs/results/cells.yaml says.
 
 *Tuned in hindsight*: the cheapest setting that attains the target on this very trace, searched on
 excerpts, verified on all of it in the mean over the seeds; for Ray its target, delays, factor,

@@ -125,7 +125,7 @@ def _baseline(task: Task, lab: Lab) -> list[Row]:
     if task.cell.sampled:
         rows.append(_sample(task, lab, "ray", ray.spec, ray))
     # Ray's own settings (target 2), shown and never the headline.
-    return [*rows, _judged(task, lab, "ray_default", parse_spec("ray_default"))]
+    return [*rows, *_judged(task, lab, "ray_default", parse_spec("ray_default"))]
 
 
 def _ours(task: Task, lab: Lab) -> list[Row]:
@@ -145,11 +145,11 @@ def _limit(task: Task, lab: Lab) -> list[Row]:
 
 def _clairvoyant(task: Task, lab: Lab) -> list[Row]:
     found = tuned_clairvoyant(lab, Bench(cell=task.cell, response=task.response))
-    return [_judged(task, lab, "clairvoyant", found.spec, found)]
+    return _judged(task, lab, "clairvoyant", found.spec, found)
 
 
 def _peer(task: Task, lab: Lab) -> list[Row]:
-    return [_judged(task, lab, task.detail, peers(None, None)[task.detail].default)]
+    return _judged(task, lab, task.detail, peers(None, None)[task.detail].default)
 
 
 def _hindsight(task: Task, lab: Lab) -> list[Row]:
@@ -157,7 +157,7 @@ def _hindsight(task: Task, lab: Lab) -> list[Row]:
     static = tuned_static(lab, bench)
     ray = tuned_ray(lab, bench, static)
     found = tuned_peer(lab, bench, peers(ray.spec, static.spec)[task.detail])
-    return [_judged(task, lab, f"{task.detail}, hindsight", found.spec, found)]
+    return _judged(task, lab, f"{task.detail}, hindsight", found.spec, found)
 
 
 def _lever(task: Task, lab: Lab) -> list[Row]:
@@ -192,23 +192,29 @@ _KINDS: dict[str, Callable[[Task, Lab], list[Row]]] = {
 }
 
 
-def _seeds(
-    task: Task, lab: Lab, role: str, spec: PolicySpec, tuned: Tuned | None = None
+def _seeds(  # noqa: PLR0913, PLR0917
+    task: Task,
+    lab: Lab,
+    role: str,
+    spec: PolicySpec,
+    tuned: Tuned | None = None,
+    count: int | None = None,
 ) -> list[Row]:
-    """The whole trace, one row per seed; the settings are those found at seed 0."""
+    """The whole trace, one row per seed of `count`, or of all."""
     rows = []
-    for seed in range(task.cell.seeds):
+    for seed in range(task.cell.seeds if count is None else count):
         bench = Bench(cell=task.cell, response=task.response, seed=seed)
         rows.append(_row(task, role, seed, lab.full(bench, spec), tuned))
     return rows
 
 
-def _judged(task: Task, lab: Lab, role: str, spec: PolicySpec, tuned: Tuned | None = None) -> Row:
-    """One seed, on all of it or on a sampled cell's excerpts."""
+def _judged(
+    task: Task, lab: Lab, role: str, spec: PolicySpec, tuned: Tuned | None = None
+) -> list[Row]:
+    """On what peers are judged by: their seeds, or a sampled cell's excerpts."""
     if task.cell.sampled:
-        return _sample(task, lab, role, spec, tuned)
-    bench = Bench(cell=task.cell, response=task.response)
-    return _row(task, role, 0, lab.full(bench, spec), tuned)
+        return [_sample(task, lab, role, spec, tuned)]
+    return _seeds(task, lab, role, spec, tuned, task.cell.peer_seeds)
 
 
 def _sample(task: Task, lab: Lab, role: str, spec: PolicySpec, tuned: Tuned | None = None) -> Row:
