@@ -3,9 +3,7 @@
 Starts Ray Serve with one trivial deployment whose autoscaling policy is `ControllerBench`. Ray's
 controller calls it as it calls `EnergyPolicy`; at its first call it plays, in that process, fleets
 of several sizes through an `EnergyPolicy`: Ray's own context class, filled with reports made as
-replicas make them, new ones for every tick. Only the fleets are invented. Each tick is asked again
-at once, a second later by its own clock and with the same reports: what it takes when reports, code
-and tables are in the processor's caches, which they are not when Ray asks.
+replicas make them, new ones for every tick. Only the fleets are invented.
 """
 
 from __future__ import annotations
@@ -53,18 +51,16 @@ class ControllerBench:
             new.replace(self._out)
         return context.target_num_replicas, {}
 
-    def _play(self, count: int, context: Any) -> dict[str, list[float]]:
+    def _play(self, count: int, context: Any) -> list[float]:
         policy = EnergyPolicy(settings={}, profile=self._profile, packed=True)
         state: dict[str, Any] = {}
-        seconds: dict[str, list[float]] = {"new": [], "again": []}
+        seconds = []
         for tick in range(self._ticks):
-            seen = fleet_context(context, count, 2 * tick, state)
+            seen = fleet_context(context, count, tick, state)
             gc.collect()  # of what the line above left behind, which is not the policy's
-            for each in seconds.values():
-                begun_s = time.perf_counter()
-                _, state = policy(seen)
-                each.append(time.perf_counter() - begun_s)
-                seen.current_time, seen.policy_state = seen.current_time + 1.0, state
+            begun_s = time.perf_counter()
+            _, state = policy(seen)
+            seconds.append(time.perf_counter() - begun_s)
             # Ray asks again after a second: by then the news of this tick are on their way.
             time.sleep(_REST_S)
         return seconds
@@ -152,10 +148,10 @@ class _Nothing:
 
 def summary(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Per fleet: replicas, median, p99, maximum and target in seconds, over all ticks, the first
-    among them; and the median where the same is asked again at once."""
+    among them."""
     rows = []
     for count, seconds in found.items():
-        ordered, again = sorted(seconds["new"]), sorted(seconds["again"])
+        ordered = sorted(seconds)
         rows.append(
             {
                 "replicas": int(count),
@@ -163,7 +159,6 @@ def summary(found: dict[str, Any]) -> list[dict[str, Any]]:
                 "median_s": ordered[len(ordered) // 2],
                 "p99_s": ordered[min(math.ceil(0.99 * len(ordered)), len(ordered)) - 1],
                 "max_s": ordered[-1],
-                "again_median_s": again[len(again) // 2],
                 "target_s": TARGETS_S.get(int(count)),
             }
         )
@@ -186,10 +181,7 @@ def main() -> int:
         )
         target = row["target_s"]
         asked = "" if target is None else f" (asked: {1e3 * target:g} ms)"
-        warm = f"again at once {1e3 * row['again_median_s']:.2f} ms"
-        print(
-            f"{row['replicas']:5d} replicas, {row['ticks']} ticks, measured: {times}{asked}; {warm}"
-        )
+        print(f"{row['replicas']:5d} replicas, {row['ticks']} ticks, measured: {times}{asked}")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         now = datetime.now(tz=UTC).isoformat(timespec="seconds")

@@ -51,5 +51,3 @@ def test_it_measures_once_and_holds_the_target(tmp_path):
         (8, 4, None),
     ]
     assert all(0.0 < row["median_s"] <= row["p99_s"] == row["max_s"] for row in rows)
-    assert all(0.0 < row["again_median_s"] <= row["max_s"] for row in rows)
-    assert all(len(one["new"]) == len(one["again"]) == 4 for one in found.values())
